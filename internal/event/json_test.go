@@ -1,0 +1,62 @@
+package event
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+)
+
+func TestJSONRoundTrip(t *testing.T) {
+	want := []Event{
+		PhaseStarted{Phase: "detect"},
+		Output{Buildpack: "a/b@1", Text: "<html> & more\n"},
+		GroupTried{Group: []MemberResult{{Buildpack: "a@1", Result: "fail", Reason: "no go.mod"}}},
+		Layer{Name: "a/b:x", Action: "new", Target: "image", DiffID: "sha256:1", Read: 7, Elapsed: time.Second},
+		Progress{ID: "x", Text: "pull", Done: 1, Total: 2, Unit: "bytes"},
+		ImageWritten{Name: "hello", ID: "sha256:2", Size: 3},
+		PhaseFinished{Phase: "detect", Elapsed: time.Millisecond, Err: "no"},
+		Message{Level: Warn, Text: "careful"},
+		BuildpackStarted{Buildpack: "a@1", Op: "build"},
+		BuildpackFinished{Buildpack: "a@1", Op: "build", ExitCode: 3},
+		Isolation{Tier: "1"},
+	}
+	if len(want) != len(decoders) {
+		t.Fatalf("the test covers %d kinds, the package has %d", len(want), len(decoders))
+	}
+	var b bytes.Buffer
+	s := NewJSON(&b)
+	for _, e := range want {
+		s.Emit(e)
+	}
+	var got []Event
+	if err := Decode(&b, Func(func(e Event) { got = append(got, e) })); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestDecodeKeepsWhatIsNoEvent(t *testing.T) {
+	in := "panic: boom\n{\"kind\":\"never-heard\",\"event\":{}}\n" + strings.Repeat("x", maxLine+10) + "\nlast"
+	var got []string
+	if err := Decode(strings.NewReader(in), Func(func(e Event) { got = append(got, e.(Message).Text) })); err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != 4 || got[0] != "panic: boom" || len(got[2]) != maxLine || got[3] != "last" {
+		t.Errorf("got %d messages, first %.40q, last %.40q", len(got), got[0], got[len(got)-1])
+	}
+}
+
+func TestDecodeNeverPanics(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		in := rapid.SliceOf(rapid.Byte()).Draw(t, "bytes")
+		if err := Decode(bytes.NewReader(in), Discard); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
