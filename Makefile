@@ -1,0 +1,58 @@
+# kiln: `make help` lists what can be made.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+GO      ?= go
+VERSION := $(shell cat VERSION)
+# The same source gives the same bytes: no paths, no VCS stamp, no build id.
+BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false
+LDFLAGS := -s -w -buildid= -X github.com/kilnbuild/kiln/internal/spec.Version=$(VERSION)
+PAYLOAD := cmd/kiln/payload/launcher cmd/kiln/payload/lifecycle cmd/kiln/payload/buildpacks
+STATICCHECK := bin/staticcheck
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+.PHONY: build
+build: ## build bin/kiln, one static file
+	@mkdir -p bin
+	$(BUILD) -ldflags '$(LDFLAGS)' -o cmd/kiln/payload/launcher ./cmd/launcher
+	$(BUILD) -ldflags '$(LDFLAGS)' -o cmd/kiln/payload/lifecycle ./cmd/lifecycle
+	$(BUILD) -ldflags '$(LDFLAGS)' -o cmd/kiln/payload/buildpacks ./cmd/buildpacks
+	$(BUILD) -ldflags '$(LDFLAGS)' -o bin/kiln ./cmd/kiln
+
+.PHONY: demo
+demo: build ## build the talk's app into an image, run it, fetch its page
+	./scripts/demo
+
+.PHONY: test
+test: ## run every test (as root: once as root, once as an ordinary user)
+	./scripts/test
+
+.PHONY: lint
+lint: $(STATICCHECK) ## gofmt, go vet, staticcheck
+	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not gofmt-ed: $$out"; exit 1; }
+	$(GO) vet ./...
+	$(STATICCHECK) ./...
+
+$(STATICCHECK): tools/go.mod
+	@mkdir -p bin
+	cd tools && CGO_ENABLED=0 $(GO) build -o ../$(STATICCHECK) honnef.co/go/tools/cmd/staticcheck
+
+.PHONY: bench
+bench: build ## measure speed, each figure beside the same tree through a pipe
+	./scripts/bench
+
+.PHONY: torture
+torture: build ## kill, starve and damage the store for as long as it takes
+	KILN_TORTURE=1 $(GO) test -count=1 -timeout 60m -run 'Torture' -v ./internal/store/...
+
+.PHONY: deps
+deps: ## install what the tests need (Debian packages), or say what is missing
+	./scripts/deps
+
+.PHONY: clean
+clean: ## remove what was built here
+	rm -rf bin .cache out $(PAYLOAD)
