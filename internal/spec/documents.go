@@ -98,7 +98,7 @@ type BuildpackPlan struct {
 
 // BuildTOML is build.toml, an output of bin/build.
 type BuildTOML struct {
-	Unmet []Provide `toml:"unmet"`
+	Unmet []Provide `toml:"unmet,omitempty"`
 }
 
 // LaunchTOML is launch.toml, an output of bin/build.
@@ -122,7 +122,8 @@ type Slice struct {
 
 // Process is a way to start the image. Command[0] is the executable; the rest
 // of Command is always passed; Args are defaults that a user's arguments
-// replace (Buildpack API 0.9).
+// replace (Buildpack API 0.9). Direct is always true from then on; before, a
+// process that is not direct runs in a shell.
 type Process struct {
 	Type             string   `toml:"type" json:"type"`
 	Command          []string `toml:"command" json:"command"`
@@ -166,7 +167,7 @@ type BuildMetadata struct {
 
 // RunTOML is run.toml: the run images a builder goes with.
 type RunTOML struct {
-	Images []RunImageEntry `toml:"images"`
+	Images []RunImageEntry `toml:"images,omitempty"`
 }
 
 // RunImageEntry is one run image and its mirrors.

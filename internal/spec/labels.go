@@ -31,13 +31,13 @@ const (
 type LifecycleMetadata struct {
 	App          []LayerSHA        `json:"app" toml:"app,omitempty"`
 	SBOM         *LayerSHA         `json:"sbom,omitempty" toml:"sbom,omitempty"`
-	Buildpacks   []BuildpackLayers `json:"buildpacks" toml:"buildpacks,omitempty"`
 	Config       LayerSHA          `json:"config" toml:"config,omitempty"`
 	Launcher     LayerSHA          `json:"launcher" toml:"launcher,omitempty"`
 	ProcessTypes LayerSHA          `json:"process-types" toml:"process-types,omitempty"`
+	Buildpacks   []BuildpackLayers `json:"buildpacks" toml:"buildpacks,omitempty"`
+	ExecEnv      string            `json:"exec-env,omitempty" toml:"exec-env,omitempty"`
 	RunImage     RunImageForRebase `json:"runImage" toml:"run-image,omitempty"`
 	Stack        *StackForRebase   `json:"stack,omitempty" toml:"stack,omitempty"`
-	ExecEnv      string            `json:"exec-env,omitempty" toml:"exec-env,omitempty"`
 }
 
 // LayerSHA is a layer's diffID: "sha256:" and the digest of the uncompressed tar.

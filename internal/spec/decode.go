@@ -1,0 +1,145 @@
+package spec
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// MaxDocument bounds every TOML document, in bytes. The largest in practice is
+// analyzed.toml, which repeats what all buildpacks remembered of their layers:
+// some hundred KiB. Buildpacks write most of them, and they are foreign code.
+const MaxDocument = 8 << 20
+
+// DocumentError says what is wrong with a document, and where. Line and Col
+// count from 1 and are 0 where the fault is something that is missing.
+type DocumentError struct {
+	File      string
+	Line, Col int
+	Key       string // e.g. processes[1].command
+	Msg       string
+}
+
+// Error is "file:line:col: key: what", without the parts that are not known.
+func (e *DocumentError) Error() string {
+	var s strings.Builder
+	s.WriteString(e.File)
+	if e.Line > 0 {
+		fmt.Fprintf(&s, ":%d:%d", e.Line, e.Col)
+	}
+	if e.Key != "" {
+		s.WriteString(": " + e.Key)
+	}
+	s.WriteString(": " + e.Msg)
+	return s.String()
+}
+
+// Marshal writes a document as TOML. The same value always gives the same
+// bytes: fields in the order of the type, map keys sorted.
+func Marshal(v any) ([]byte, error) {
+	var b bytes.Buffer
+	if err := toml.NewEncoder(&b).Encode(v); err != nil {
+		return nil, fmt.Errorf("write TOML: %w", err)
+	}
+	return b.Bytes(), nil
+}
+
+// document is a document that is being read: it finds the place of a fault.
+type document struct {
+	name  string
+	bytes []byte
+}
+
+// decode reads a TOML document into v, a pointer to struct. Keys that v does
+// not know are ignored: later versions of the specification may add some.
+func decode(b []byte, name string, v any) (document, error) {
+	d := document{name, b}
+	if len(b) > MaxDocument {
+		return d, &DocumentError{File: name, Msg: fmt.Sprintf("%d bytes is more than the %d that a document may have", len(b), MaxDocument)}
+	}
+	if err := toml.Unmarshal(b, v); err != nil {
+		return d, d.explain(err, v)
+	}
+	return d, nil
+}
+
+// explain puts a decoder's error into the user's words. The decoder speaks of
+// Go types where a value has the wrong type; reading the document once more,
+// without types, tells such a fault from one of syntax and finds its key.
+func (d document) explain(err error, v any) error {
+	var tree map[string]any
+	if syntax := toml.Unmarshal(d.bytes, &tree); syntax != nil {
+		return d.syntax(syntax)
+	}
+	if path, msg, found := mismatch(typeOf(v), tree); found {
+		return d.fault(msg, path...)
+	}
+	if e, ok := errors.AsType[*toml.DecodeError](err); ok {
+		line, col := e.Position()
+		return &DocumentError{d.name, line, col, strings.Join(e.Key(), "."), "cannot be read as what it must be"}
+	}
+	return &DocumentError{File: d.name, Msg: "cannot be read as what it must be"}
+}
+
+func (d document) syntax(err error) error {
+	e, ok := errors.AsType[*toml.DecodeError](err)
+	if !ok {
+		return &DocumentError{File: d.name, Msg: strings.TrimPrefix(err.Error(), "toml: ")}
+	}
+	line, col := e.Position()
+	return &DocumentError{d.name, line, col, strings.Join(e.Key(), "."), strings.TrimPrefix(e.Error(), "toml: ")}
+}
+
+// fault is an error at a path of keys (string) and indices (int). Where the
+// last key is missing from the document, the place is that of its table.
+func (d document) fault(msg string, path ...any) error {
+	e := &DocumentError{File: d.name, Key: keyString(path), Msg: msg}
+	places := locate(d.bytes)
+	for n := len(path); n > 0; n-- {
+		if at, ok := places[keyString(path[:n])]; ok {
+			e.Line, e.Col = at.Line, at.Column
+			break
+		}
+	}
+	return e
+}
+
+// faultErr is fault for the error of one of the Validate functions; nil for nil.
+func (d document) faultErr(err error, path ...any) error {
+	if err == nil {
+		return nil
+	}
+	return d.fault(err.Error(), path...)
+}
+
+// keyString writes a path the way people do: processes[1].command.
+func keyString(path []any) string {
+	var s strings.Builder
+	for _, p := range path {
+		switch p := p.(type) {
+		case int:
+			fmt.Fprintf(&s, "[%d]", p)
+		case string:
+			if s.Len() > 0 {
+				s.WriteByte('.')
+			}
+			s.WriteString(quoteKey(p))
+		}
+	}
+	return s.String()
+}
+
+// quoteKey quotes a key unless TOML takes it bare.
+func quoteKey(key string) string {
+	if key != "" && allowed(key, "_-") {
+		return key
+	}
+	return fmt.Sprintf("%q", key)
+}
+
+// first returns the first error that is not nil.
+func first(errs ...error) error { return cmp.Or(errs...) }
