@@ -150,24 +150,42 @@ func mismatchList(t reflect.Type, v any) ([]any, string, bool) {
 }
 
 func mismatchFields(t reflect.Type, table map[string]any) ([]any, string, bool) {
-	for i := range t.NumField() {
-		field := t.Field(i)
-		if field.Anonymous {
-			if path, msg, found := mismatchFields(field.Type, table); found {
-				return path, msg, true
-			}
+	for _, field := range fields(t, map[string]bool{}) {
+		v, ok := table[field.key]
+		if !ok {
 			continue
 		}
-		key, _, _ := strings.Cut(field.Tag.Get("toml"), ",")
-		v, ok := table[key]
-		if !ok || key == "-" {
-			continue
-		}
-		if path, msg, found := mismatch(field.Type, v); found {
-			return append([]any{key}, path...), msg, true
+		if path, msg, found := mismatch(field.t, v); found {
+			return append([]any{field.key}, path...), msg, true
 		}
 	}
 	return nil, "", false
+}
+
+type keyedField struct {
+	key string
+	t   reflect.Type
+}
+
+// fields lists a struct's keys; those of embedded structs come last and are
+// left out where the outer struct has its own form of them.
+func fields(t reflect.Type, seen map[string]bool) (all []keyedField) {
+	var embedded []reflect.Type
+	for i := range t.NumField() {
+		field := t.Field(i)
+		key, _, _ := strings.Cut(field.Tag.Get("toml"), ",")
+		switch {
+		case field.Anonymous:
+			embedded = append(embedded, field.Type)
+		case key != "-" && !seen[key]:
+			seen[key] = true
+			all = append(all, keyedField{key, field.Type})
+		}
+	}
+	for _, e := range embedded {
+		all = append(all, fields(e, seen)...)
+	}
+	return all
 }
 
 // kindOf names the TOML type of a decoded value.

@@ -22,33 +22,33 @@ type Feature int
 
 // Features of the Platform API.
 const (
-	PlatformSBOM               Feature = iota // SBOM layer and its key in the lifecycle label
-	PlatformSourceDateEpoch                   // SOURCE_DATE_EPOCH decides "created"
-	PlatformSBOMTree                          // <layers>/sbom/{launch,build}/<bpid>
-	PlatformSkipLayersAnalyze                 // analyzer -skip-layers and -launch-cache
-	PlatformProcessWorkingDir                 // working-dir of processes
-	PlatformCommandList                       // command is a list; args are defaults that a user replaces
-	PlatformExtensions                        // image extensions; below it they do not exist
-	PlatformStableExtensions                  // ... and are no longer experimental
-	PlatformStoreAlways                       // -skip-restore and -skip-layers still restore store.toml
-	PlatformBuildConfig                       // operator's environment in <build-config>
-	PlatformLauncherSBOM                      // SBOMs of launcher and lifecycle
-	PlatformBuildLabelAPI                     // api in the build metadata label
-	PlatformRebasePrevious                    // rebaser -previous-image
-	PlatformTargets                           // targets instead of stacks and mixins; run.toml instead of stack.toml
-	PlatformRunImageExtension                 // extender -kind run
-	PlatformForceRebase                       // rebaser -force and its checks
-	PlatformLayout                            // OCI layout (experimental)
-	PlatformHistory                           // history of the base image is kept, one entry per layer
-	PlatformInsecureRegistry                  // -insecure-registry
-	PlatformParallelExport                    // exporter -parallel
-	PlatformGeneratedByID                     // <generated>/<extension>/<kind>.Dockerfile and contexts
-	PlatformKeepCacheImage                    // the previous cache image is not deleted
-	PlatformRestoreRunImage                   // restorer resolves the run image to a digest; -run
-	PlatformRestoreWithoutImage               // launch+cache layers come back even if the app image lacks them
-	PlatformExecEnv                           // execution environments
-	PlatformSystemBuildpacks                  // system.toml
-	PlatformStackTOML                         // stack.toml and -stack; gone with targets
+	PlatformSBOM                Feature = iota // SBOM layer and its key in the lifecycle label
+	PlatformSourceDateEpoch                    // SOURCE_DATE_EPOCH decides "created"
+	PlatformSBOMTree                           // <layers>/sbom/{launch,build}/<bpid>
+	PlatformSkipLayersAnalyze                  // analyzer -skip-layers and -launch-cache
+	PlatformProcessWorkingDir                  // working-dir of processes
+	PlatformCommandList                        // command is a list; args are defaults that a user replaces
+	PlatformExtensions                         // image extensions; below it they do not exist
+	PlatformStableExtensions                   // ... and are no longer experimental
+	PlatformStoreAlways                        // -skip-restore and -skip-layers still restore store.toml
+	PlatformBuildConfig                        // operator's environment in <build-config>
+	PlatformLauncherSBOM                       // SBOMs of launcher and lifecycle
+	PlatformBuildLabelAPI                      // api in the build metadata label
+	PlatformRebasePrevious                     // rebaser -previous-image
+	PlatformTargets                            // targets instead of stacks and mixins; run.toml instead of stack.toml
+	PlatformRunImageExtension                  // extender -kind run
+	PlatformForceRebase                        // rebaser -force and its checks
+	PlatformLayout                             // OCI layout (experimental)
+	PlatformHistory                            // history of the base image is kept, one entry per layer
+	PlatformInsecureRegistry                   // -insecure-registry
+	PlatformParallelExport                     // exporter -parallel
+	PlatformGeneratedByID                      // <generated>/<extension>/<kind>.Dockerfile and contexts
+	PlatformKeepCacheImage                     // the previous cache image is not deleted
+	PlatformRestoreRunImage                    // restorer resolves the run image to a digest; -run
+	PlatformRestoreWithoutImage                // launch+cache layers come back even if the app image lacks them
+	PlatformExecEnv                            // execution environments
+	PlatformSystemBuildpacks                   // system.toml
+	PlatformStackTOML                          // stack.toml and -stack; gone with targets
 
 	BuildpackEnvInputs  // inputs by CNB_ variables (arguments are still passed)
 	BuildpackWorkingDir // working-dir of processes
