@@ -1,0 +1,415 @@
+package layer
+
+import (
+	"archive/tar"
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Apply unpacks one layer, an uncompressed tar, into the directory dir in the
+// form that overlayfs takes as a lower directory: a whiteout `.wh.x` becomes a
+// character device 0:0 named x, an opaque whiteout the user.overlay.opaque
+// mark of its directory. Dir should be empty, and on a file system that has
+// user xattrs.
+//
+// All files belong to the caller. Set-user-ID and set-group-ID bits, device
+// nodes, owners and xattrs other than user.* are dropped, user.overlay.* too.
+// An entry that could touch anything outside dir is refused with ErrUnsafe,
+// one that exceeds limits with ErrLimit; what was unpacked before stays, so
+// unpack to a scratch directory and rename it when Apply returned nil. Apply
+// reads r to its end, does not sync, and needs Linux 5.11.
+func Apply(ctx context.Context, dir string, r io.Reader, limits Limits) error {
+	return apply(ctx, dir, r, limits, false)
+}
+
+// ApplyPlain unpacks one layer over the tree in dir, as Apply does, but
+// whiteouts delete what earlier layers left there (never what this layer
+// itself brings, in whatever order).
+func ApplyPlain(ctx context.Context, dir string, r io.Reader, limits Limits) error {
+	return apply(ctx, dir, r, limits, true)
+}
+
+func apply(ctx context.Context, dir string, r io.Reader, limits Limits, plain bool) error {
+	root, err := openat(unix.AT_FDCWD, dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return pathError("open", dir, err)
+	}
+	u := &unpacker{
+		root:   root,
+		plain:  plain,
+		limits: limits.withDefaults(),
+		dirs:   map[fileID]*dirMeta{},
+		buf:    make([]byte, copyBuffer),
+	}
+	defer u.close()
+	if plain {
+		u.present = map[fileID]struct{}{}
+	}
+	if err := u.run(ctx, r); err != nil {
+		return fmt.Errorf("unpack layer to %s: %w", dir, err)
+	}
+	return nil
+}
+
+// copyBuffer is the size of one read; larger ones measured no faster.
+const copyBuffer = 128 << 10
+
+type unpacker struct {
+	root   int
+	plain  bool
+	limits Limits
+	buf    []byte
+
+	entries, bytes int64
+
+	// The parent directory used last, by its path in the tar. Tars list a
+	// directory's files together, so one is enough.
+	parentPath string
+	parentFD   int
+	parentOpen bool
+
+	// dirs are the directories whose mode and time are set at the end, in the
+	// order they were first seen.
+	dirs     map[fileID]*dirMeta
+	dirOrder []fileID
+
+	// present holds, for ApplyPlain, what this layer brought.
+	present map[fileID]struct{}
+}
+
+type dirMeta struct {
+	path string
+	mode uint32
+	time []unix.Timespec // nil: as it is
+}
+
+func (u *unpacker) close() {
+	u.forgetParent()
+	unix.Close(u.root)
+}
+
+func (u *unpacker) forgetParent() {
+	if u.parentOpen {
+		unix.Close(u.parentFD)
+		u.parentOpen = false
+	}
+}
+
+func (u *unpacker) run(ctx context.Context, r io.Reader) error {
+	br := bufio.NewReaderSize(r, copyBuffer)
+	tr := tar.NewReader(br)
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		hdr, err := tr.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("after %d entries: %w", u.entries, err)
+		}
+		if u.entries++; u.entries > u.limits.Entries {
+			return limitError(hdr.Name, "entries", u.limits.Entries)
+		}
+		if err := u.entry(ctx, hdr, tr); err != nil {
+			return err
+		}
+	}
+	if err := u.drain(ctx, br); err != nil {
+		return err
+	}
+	return u.finishDirs()
+}
+
+// drain reads what follows the archive, so that a caller who hashes r sees all
+// of it.
+func (u *unpacker) drain(ctx context.Context, r io.Reader) error {
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n, err := r.Read(u.buf)
+		if u.bytes += int64(n); u.bytes > u.limits.Bytes {
+			return limitError("end of archive", "bytes", u.limits.Bytes)
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("after the end of the archive: %w", err)
+		}
+	}
+}
+
+// entry unpacks one tar entry.
+func (u *unpacker) entry(ctx context.Context, hdr *tar.Header, body io.Reader) error {
+	if hdr.Typeflag == tar.TypeXGlobalHeader {
+		return nil
+	}
+	if hdr.Size > u.limits.Bytes-u.bytes {
+		return limitError(hdr.Name, "bytes", u.limits.Bytes)
+	}
+	u.bytes += max(hdr.Size, 0)
+	path, err := u.clean(hdr.Name)
+	if err != nil {
+		return err
+	}
+	if path == "" {
+		return u.rootEntry(hdr)
+	}
+	parent, base := split(path)
+	if strings.HasPrefix(base, whiteoutPrefix) {
+		return u.whiteout(hdr.Name, parent, base)
+	}
+	if hdr.Typeflag == tar.TypeChar || hdr.Typeflag == tar.TypeBlock {
+		return nil // cannot be made without privilege, and no build needs one
+	}
+	fd, err := u.openParent(parent)
+	if err != nil {
+		return entryError(hdr.Name, err)
+	}
+	switch hdr.Typeflag {
+	case tar.TypeDir:
+		err = u.directory(fd, path, base, hdr)
+	case tar.TypeReg, tar.TypeGNUSparse, tar.TypeCont:
+		err = u.regular(ctx, fd, base, hdr, body)
+	case tar.TypeSymlink:
+		err = u.symlink(fd, base, hdr)
+	case tar.TypeLink:
+		err = u.hardlink(fd, base, hdr)
+	case tar.TypeFifo:
+		err = u.fifo(fd, base, hdr)
+	default:
+		err = fmt.Errorf("unknown type %q: %w", hdr.Typeflag, ErrUnsafe)
+	}
+	return entryError(hdr.Name, err)
+}
+
+// clean checks a name of the tar and returns it without leading, trailing and
+// doubled slashes and without "."; the root is "".
+func (u *unpacker) clean(name string) (string, error) {
+	if len(name) > u.limits.Path {
+		return "", limitError(name, "bytes in the name", int64(u.limits.Path))
+	}
+	if strings.ContainsRune(name, 0) {
+		return "", unsafeEntry(name, "NUL in the name")
+	}
+	var parts []string
+	for part := range strings.SplitSeq(name, "/") {
+		switch {
+		case part == "" || part == ".":
+			continue
+		case part == "..":
+			return "", unsafeEntry(name, "names a parent directory")
+		case len(part) > maxName:
+			return "", limitError(name, "bytes in a name between slashes", maxName)
+		}
+		parts = append(parts, part)
+	}
+	if len(parts) > u.limits.Depth {
+		return "", limitError(name, "directories deep", int64(u.limits.Depth))
+	}
+	for i, part := range parts {
+		if i < len(parts)-1 && strings.HasPrefix(part, whiteoutPrefix) {
+			return "", unsafeEntry(name, "below a whiteout")
+		}
+	}
+	return strings.Join(parts, "/"), nil
+}
+
+func split(path string) (parent, base string) {
+	if i := strings.LastIndexByte(path, '/'); i >= 0 {
+		return path[:i], path[i+1:]
+	}
+	return "", path
+}
+
+func (u *unpacker) rootEntry(hdr *tar.Header) error {
+	if hdr.Typeflag != tar.TypeDir {
+		return unsafeEntry(hdr.Name, "replaces the root directory")
+	}
+	return entryError(hdr.Name, u.noteDir(u.root, "", hdr))
+}
+
+// openParent returns an O_PATH descriptor of the directory path, resolving
+// symlinks as if dir were the root and making directories that are missing.
+// It belongs to u.
+func (u *unpacker) openParent(path string) (int, error) {
+	if path == "" {
+		return u.root, nil
+	}
+	if u.parentOpen && u.parentPath == path {
+		return u.parentFD, nil
+	}
+	u.forgetParent()
+	fd, err := openInRoot(u.root, path, unix.O_PATH|unix.O_DIRECTORY)
+	if err == unix.ENOENT || err == unix.ENOTDIR {
+		fd, err = u.makeParents(path)
+	}
+	if err == nil && u.plain {
+		err = u.makeWritable(fd, path)
+	}
+	if err != nil {
+		return -1, err
+	}
+	u.parentPath, u.parentFD, u.parentOpen = path, fd, true
+	return fd, nil
+}
+
+// makeParents makes the missing components of path, one attempt each: what
+// cannot be opened after that (a broken link, a file) is refused.
+func (u *unpacker) makeParents(path string) (int, error) {
+	fd := u.root
+	for end := 0; end < len(path); {
+		start := end
+		if i := strings.IndexByte(path[start:], '/'); i >= 0 {
+			end = start + i
+		} else {
+			end = len(path)
+		}
+		prefix, base := path[:end], path[start:end]
+		next, err := openInRoot(u.root, prefix, unix.O_PATH|unix.O_DIRECTORY)
+		if err == unix.ENOENT || err == unix.ENOTDIR {
+			next, err = u.makeParent(fd, prefix, base, err)
+		}
+		if fd != u.root {
+			unix.Close(fd)
+		}
+		if err != nil {
+			return -1, err
+		}
+		fd = next
+		end++ // the slash
+	}
+	return fd, nil
+}
+
+func (u *unpacker) makeParent(fd int, prefix, base string, why error) (int, error) {
+	hidden := false
+	var st unix.Stat_t
+	switch err := fstatat(fd, base, &st); {
+	case err == nil && isWhiteout(&st) && !u.plain:
+		if err := unix.Unlinkat(fd, base, 0); err != nil {
+			return -1, err
+		}
+		hidden = true
+	case err == nil:
+		return -1, fmt.Errorf("%s is a %s that leads to no directory: %w", prefix, kindName(&st), errors.Join(ErrUnsafe, why))
+	case err != unix.ENOENT:
+		return -1, err
+	}
+	if err := unix.Mkdirat(fd, base, 0o700); err != nil {
+		return -1, err
+	}
+	next, err := openat(fd, base, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return -1, err
+	}
+	if err = u.setDir(next, prefix, 0o755, nil); err == nil && hidden {
+		err = setOpaque(fd, base)
+	}
+	if err != nil {
+		unix.Close(next)
+		return -1, err
+	}
+	return next, nil
+}
+
+// makeWritable gives the owner access to a directory that an earlier layer
+// left without it; finishDirs restores the mode.
+func (u *unpacker) makeWritable(fd int, path string) error {
+	var st unix.Stat_t
+	if err := fstat(fd, &st); err != nil {
+		return err
+	}
+	if st.Mode&0o700 == 0o700 {
+		return nil
+	}
+	if _, known := u.dirs[idOf(&st)]; known {
+		return nil
+	}
+	id := idOf(&st)
+	u.dirs[id] = &dirMeta{path: path, mode: permBits(&st)}
+	u.dirOrder = append(u.dirOrder, id)
+	return unix.Chmod(procPath(fd), permBits(&st)|0o700)
+}
+
+// noteDir remembers the mode and time that hdr gives to the directory at fd.
+func (u *unpacker) noteDir(fd int, path string, hdr *tar.Header) error {
+	if err := setUserXattrs(fd, hdr); err != nil {
+		return err
+	}
+	return u.setDir(fd, path, entryMode(hdr), times(hdr))
+}
+
+func (u *unpacker) setDir(fd int, path string, mode uint32, time []unix.Timespec) error {
+	var st unix.Stat_t
+	if err := fstat(fd, &st); err != nil {
+		return err
+	}
+	id := idOf(&st)
+	meta := u.dirs[id]
+	if meta == nil {
+		meta = &dirMeta{path: path}
+		u.dirs[id] = meta
+		u.dirOrder = append(u.dirOrder, id)
+	}
+	meta.mode, meta.time = mode, time
+	u.bring(id)
+	return nil
+}
+
+// bring records, for whiteouts, that this layer holds the file.
+func (u *unpacker) bring(id fileID) {
+	if u.plain {
+		u.present[id] = struct{}{}
+	}
+}
+
+// finishDirs sets modes and times of directories, the latest first, so that
+// none is closed before what is in it is done.
+func (u *unpacker) finishDirs() error {
+	u.forgetParent()
+	list := make([]fileID, 0, len(u.dirs))
+	for _, id := range u.dirOrder {
+		if u.dirs[id] != nil {
+			list = append(list, id)
+		}
+	}
+	slices.SortStableFunc(list, func(a, b fileID) int {
+		return strings.Compare(u.dirs[b].path, u.dirs[a].path)
+	})
+	for _, id := range list {
+		if err := u.finishDir(id, u.dirs[id]); err != nil {
+			return fmt.Errorf("directory %q: %w", u.dirs[id].path, err)
+		}
+	}
+	return nil
+}
+
+func (u *unpacker) finishDir(id fileID, meta *dirMeta) error {
+	fd, err := openInRoot(u.root, meta.path, unix.O_PATH|unix.O_DIRECTORY)
+	if err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP {
+		return nil // a later entry replaced it
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := fstat(fd, &st); err != nil || idOf(&st) != id {
+		return err
+	}
+	if err := unix.Chmod(procPath(fd), meta.mode); err != nil || meta.time == nil {
+		return err
+	}
+	return unix.UtimesNanoAt(unix.AT_FDCWD, procPath(fd), meta.time, 0)
+}
