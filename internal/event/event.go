@@ -84,6 +84,9 @@ type GroupTried struct {
 	Passed bool           `json:"passed"`
 	// Plan says why the members that passed could not agree, when that is what failed.
 	Plan string `json:"plan,omitempty"`
+	// Problems are the same as values, of the combination of alternatives that
+	// came nearest.
+	Problems []PlanProblem `json:"problems,omitempty"`
 }
 
 // MemberResult is one member of a GroupTried.
