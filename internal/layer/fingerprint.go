@@ -18,7 +18,7 @@ import (
 // lately that such a change could follow unseen, and then the fingerprint must
 // not be remembered. Names for which skip is true are left out, directories
 // with all that is in them; skip may be nil.
-func Fingerprint(ctx context.Context, dir string, skip func(rel string) bool) (sum string, racy bool, err error) {
+func Fingerprint(ctx context.Context, dir string, skip func(rel string, dir bool) bool) (sum string, racy bool, err error) {
 	h, err := openHandle(unix.AT_FDCWD, dir)
 	if err != nil {
 		return "", false, pathError("open", dir, err)
@@ -26,7 +26,7 @@ func Fingerprint(ctx context.Context, dir string, skip func(rel string) bool) (s
 	root := half{handle: h}
 	defer root.handle.close()
 	if skip == nil {
-		skip = func(string) bool { return false }
+		skip = func(string, bool) bool { return false }
 	}
 	f := &fingerprinter{ctx: ctx, hash: sha256.New(), skip: skip, now: time.Now()}
 	var st unix.Stat_t
@@ -43,7 +43,7 @@ func Fingerprint(ctx context.Context, dir string, skip func(rel string) bool) (s
 type fingerprinter struct {
 	ctx  context.Context
 	hash hash.Hash
-	skip func(string) bool
+	skip func(string, bool) bool
 	now  time.Time
 	racy bool
 	buf  []byte
@@ -67,9 +67,6 @@ func (f *fingerprinter) walk(h half, rel string) error {
 		if rel != "" {
 			path = rel + "/" + e.name
 		}
-		if f.skip(path) {
-			continue
-		}
 		if err := f.visit(h, e.name, path); err != nil {
 			return err
 		}
@@ -81,6 +78,9 @@ func (f *fingerprinter) visit(h half, name, path string) error {
 	var st unix.Stat_t
 	if err := fstatat(h.fd, name, &st); err != nil {
 		return pathError("stat", path, changed(err))
+	}
+	if f.skip(path, isDir(&st)) {
+		return nil
 	}
 	f.add(path, &st)
 	if !isDir(&st) {
