@@ -1,6 +1,13 @@
 package spec
 
-import "fmt"
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+)
 
 // rawProcess is a Process as different versions of the APIs write it: command
 // is a string or a list, direct may have to be absent.
@@ -165,4 +172,31 @@ func (p Process) shifted() Process {
 	p.Args = append(append([]string(nil), p.Command[1:]...), p.Args...)
 	p.Command = p.Command[:1:1]
 	return p
+}
+
+// ReadExecD reads what an exec.d program wrote to file descriptor 3: variables
+// and their values, strings at the top level and nothing else.
+func ReadExecD(b []byte, name string) (map[string]string, error) {
+	var tree map[string]any
+	if len(b) > MaxDocument {
+		return nil, &DocumentError{File: name, Msg: "too long"}
+	}
+	d := document{name, b}
+	if err := toml.Unmarshal(b, &tree); err != nil {
+		return nil, d.syntax(err)
+	}
+	vars := map[string]string{}
+	for _, key := range slices.Sorted(maps.Keys(tree)) {
+		value, ok := tree[key].(string)
+		switch {
+		case !ok:
+			return nil, d.fault("must be a string, not "+kindOf(tree[key]), key)
+		case key == "" || strings.ContainsAny(key, "=\x00"):
+			return nil, d.fault("cannot be the name of a variable", key)
+		case strings.Contains(value, "\x00"):
+			return nil, d.fault("contains a NUL byte, which no variable can", key)
+		}
+		vars[key] = value
+	}
+	return vars, nil
 }
