@@ -131,6 +131,23 @@ type ImageWritten struct {
 	Size   int64  `json:"size"`
 }
 
+// Built ends a build that went well: what was made, and where the time went.
+type Built struct {
+	Names   []string      `json:"names"` // every place, as the user named it
+	ID      string        `json:"id"`
+	Size    int64         `json:"size"` // bytes, of the layers as the destination keeps them
+	Reused  int           `json:"reused"`
+	New     int           `json:"new"`
+	Phases  []PhaseTime   `json:"phases"`
+	Elapsed time.Duration `json:"elapsed"`
+}
+
+// PhaseTime is how long one phase took.
+type PhaseTime struct {
+	Phase   string        `json:"phase"`
+	Elapsed time.Duration `json:"elapsed"`
+}
+
 // Isolation records the sandbox tier that foreign steps ran in.
 type Isolation struct {
 	Tier   string `json:"tier"`
@@ -166,6 +183,9 @@ func (Progress) Kind() string { return "progress" }
 
 // Kind implements Event.
 func (ImageWritten) Kind() string { return "image-written" }
+
+// Kind implements Event.
+func (Built) Kind() string { return "built" }
 
 // Kind implements Event.
 func (Isolation) Kind() string { return "isolation" }

@@ -130,6 +130,7 @@ var decoders = map[string]func([]byte) (Event, error){
 	Layer{}.Kind():             decodeAs[Layer],
 	Progress{}.Kind():          decodeAs[Progress],
 	ImageWritten{}.Kind():      decodeAs[ImageWritten],
+	Built{}.Kind():             decodeAs[Built],
 	Isolation{}.Kind():         decodeAs[Isolation],
 }
 

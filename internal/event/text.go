@@ -87,6 +87,8 @@ func (t *Text) Emit(e Event) {
 		t.progress(e)
 	case Isolation:
 		t.isolation(e)
+	case Built:
+		t.built(e)
 	}
 }
 
@@ -193,6 +195,25 @@ func (t *Text) layer(l Layer) {
 		suffix += " " + l.DiffID
 	}
 	t.line(2, color, "%-7s %s%s", l.Action, Clean(l.Name), suffix)
+}
+
+// built is the last word of a build; quiet, it is the image's ID alone, as
+// docker prints it.
+func (t *Text) built(b Built) {
+	t.flush()
+	if t.style.Quiet {
+		t.line(0, plain, "%s", b.ID)
+		return
+	}
+	t.line(0, bold, "Built %s", strings.Join(b.Names, ", "))
+	t.line(2, plain, "image   %s", b.ID)
+	t.line(2, plain, "size    %s", Bytes(b.Size))
+	t.line(2, plain, "layers  %d reused, %d new", b.Reused, b.New)
+	var times []string
+	for _, p := range b.Phases {
+		times = append(times, fmt.Sprintf("%s %s", strings.ToLower(Title(p.Phase)), Seconds(p.Elapsed)))
+	}
+	t.line(2, plain, "time    %s (%s)", Seconds(b.Elapsed), strings.Join(times, ", "))
 }
 
 func (t *Text) isolation(i Isolation) {
@@ -383,6 +404,9 @@ func escapeLen(s string) int {
 			}
 		}
 		return len(s)
+	}
+	if len(s) > 2 && strings.IndexByte("()*+-./ #%", s[1]) >= 0 {
+		return 3 // choice of a character set
 	}
 	return 2
 }

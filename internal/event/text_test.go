@@ -100,7 +100,7 @@ func TestCleanLetsNoEscapeThrough(t *testing.T) {
 		"a\rb\x00c\x7f":         "abc",
 		"naïve ✓":               "naïve ✓",
 		"cut \x1b[":             "cut ",
-		"\x1b(Bcharset":         "Bcharset",
+		"\x1b(Bcharset":         "charset",
 	} {
 		if got := Clean(in); got != want {
 			t.Errorf("Clean(%q) = %q, want %q", in, got, want)
@@ -112,6 +112,18 @@ func TestCleanLetsNoEscapeThrough(t *testing.T) {
 			t.Fatalf("control character in %q", out)
 		}
 	})
+}
+
+func TestBuiltIsTheLastWord(t *testing.T) {
+	b := Built{Names: []string{"hello:latest"}, ID: "sha256:ab", Size: 58_140_000, Reused: 9, New: 1, Elapsed: 1200 * time.Millisecond,
+		Phases: []PhaseTime{{"detector", 40 * time.Millisecond}, {"builder", time.Second}}}
+	want := "Built hello:latest\n  image   sha256:ab\n  size    58.1 MB\n  layers  9 reused, 1 new\n  time    1.2 s (detect 40 ms, build 1.0 s)\n"
+	if d := cmp.Diff(want, render(Style{}, b)); d != "" {
+		t.Error(d)
+	}
+	if got := render(Style{Quiet: true}, b); got != "sha256:ab\n" {
+		t.Errorf("quiet: %q", got)
+	}
 }
 
 func TestBytesAndSeconds(t *testing.T) {
