@@ -6,7 +6,7 @@ var CNB = User{Name: "cnb", UID: 1000, GID: 1000, Home: "/home/cnb"}
 // unneeded is what packages depend on only for their maintainer scripts or for a
 // rescue at the console: an image that is never configured or booted runs
 // without it.
-var unneeded = []string{"debconf", "dpkg", "perl-base", "openssl", "libnss-nis", "libnss-nisplus", "mawk", "libpam-runtime", "readline-common"}
+var unneeded = []string{"debconf", "dpkg", "perl-base", "openssl", "mawk", "libpam-runtime", "readline-common"}
 
 // static is what every image has: no program, no library.
 var static = []string{"base-files", "netbase", "tzdata", "media-types", "ca-certificates"}

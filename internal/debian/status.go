@@ -51,7 +51,7 @@ func (b *builder) database(l *layerWriter) error {
 // needsScript matches commands of maintainer scripts whose work we do not do and
 // that a package may not run without.
 var needsScript = regexp.MustCompile(`(?m)^[^#\n]*\b(adduser|useradd|addgroup|groupadd|systemd-sysusers|glib-compile-schemas|fc-cache|` +
-	`update-mime-database|gdk-pixbuf-query-loaders|gtk-update-icon-cache|dkms|ucf|chown|setcap|update-rc\.d|mktexlsr)\b`)
+	`update-mime-database|gdk-pixbuf-query-loaders|gtk-update-icon-cache|dkms|ucf|setcap|update-rc\.d|mktexlsr)\b`)
 
 // unemulated lists the scripts of a package that do more than we know to do for
 // them: "package script: command".

@@ -59,6 +59,20 @@ func merge(p string) (top, moved string) {
 	return "", p
 }
 
+// moved are directories that base-files' script turns into links into /run.
+var moved = []struct{ from, to string }{{"var/run", "run"}, {"var/lock", "run/lock"}}
+
+// canonical is where a path of a package lies on a merged system.
+func canonical(p string) string {
+	_, p = merge(p)
+	for _, m := range moved {
+		if p == m.from || strings.HasPrefix(p, m.from+"/") {
+			return m.to + p[len(m.from):]
+		}
+	}
+	return p
+}
+
 // memberPath is the cleaned relative path of a tar member's name, "." for the root.
 func memberPath(name string) (string, error) {
 	if name == "" || name[0] == '/' || strings.ContainsRune(name, 0) || len(name) > 4096 {
@@ -77,8 +91,7 @@ func mergeLink(from, to, target string) string {
 		return target
 	}
 	abs := path.Join("/", path.Dir(from), target) // clean: ".." stops at the root, as in the kernel
-	_, moved := merge(abs[1:])
-	return relativeTo(path.Dir(to), moved)
+	return relativeTo(path.Dir(to), canonical(abs[1:]))
 }
 
 // relativeTo is the path that leads from directory dir to p, both relative to
@@ -130,12 +143,16 @@ func (t *tree) place(pkg string, h *tar.Header) (*tar.Header, error) {
 	if err != nil {
 		return nil, err
 	}
-	top, to := merge(from)
+	top, _ := merge(from)
+	to := canonical(from)
 	if top != "" {
 		t.merged[top] = true
 	}
 	if from == "." || documentation(to, h.Typeflag) {
 		return nil, nil
+	}
+	if (to == "run" || to == "run/lock") && to != from {
+		return nil, nil // its mode is that of the directory, not of the old name
 	}
 	if top != "" && from == top && h.Typeflag == tar.TypeSymlink {
 		return nil, nil // newer base-files bring the links themselves
@@ -158,7 +175,7 @@ func (t *tree) place(pkg string, h *tar.Header) (*tar.Header, error) {
 		if err != nil {
 			return nil, err
 		}
-		_, out.Linkname = merge(target)
+		out.Linkname = canonical(target)
 	default:
 		return nil, fmt.Errorf("%s: file type %q has no place in a package", from, h.Typeflag)
 	}
@@ -190,7 +207,7 @@ func (t *tree) throughLinks(p string) (string, error) {
 		if moved == "" {
 			return p, nil
 		}
-		_, p = merge(strings.TrimPrefix(moved, "/"))
+		p = canonical(strings.TrimPrefix(moved, "/"))
 	}
 	return "", fmt.Errorf("%s: too many symbolic links", p)
 }
@@ -254,8 +271,7 @@ func (t *tree) add(owner string, layer int, h *tar.Header) error {
 
 // lookup follows links to what p is in the end, or nil.
 func (t *tree) lookup(p string) *inode {
-	_, p = merge(strings.TrimPrefix(path.Clean(p), "/"))
-	p, err := t.throughLinks(p)
+	p, err := t.throughLinks(canonical(strings.TrimPrefix(path.Clean(p), "/")))
 	for range 40 {
 		n := t.nodes[p]
 		if err != nil || n == nil || n.kind != tar.TypeSymlink {
@@ -265,8 +281,7 @@ func (t *tree) lookup(p string) *inode {
 		if !path.IsAbs(target) {
 			target = path.Join("/", path.Dir(p), target)
 		}
-		_, p = merge(path.Clean(target)[1:])
-		p, err = t.throughLinks(p)
+		p, err = t.throughLinks(canonical(path.Clean(target)[1:]))
 	}
 	return nil
 }
