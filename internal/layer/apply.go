@@ -374,8 +374,9 @@ func (u *unpacker) bring(id fileID) {
 	}
 }
 
-// finishDirs sets modes and times of directories, the latest first, so that
-// none is closed before what is in it is done.
+// finishDirs sets modes and times of directories, the latest first. Those that
+// their owner cannot search come last, opened before any of them is closed:
+// a path to one may lead through another.
 func (u *unpacker) finishDirs() error {
 	u.forgetParent()
 	list := make([]fileID, 0, len(u.dirs))
@@ -387,29 +388,52 @@ func (u *unpacker) finishDirs() error {
 	slices.SortStableFunc(list, func(a, b fileID) int {
 		return strings.Compare(u.dirs[b].path, u.dirs[a].path)
 	})
+	closed := map[int]uint32{} // descriptors of unsearchable directories
+	defer func() {
+		for fd := range closed {
+			unix.Close(fd)
+		}
+	}()
 	for _, id := range list {
-		if err := u.finishDir(id, u.dirs[id]); err != nil {
-			return fmt.Errorf("directory %q: %w", u.dirs[id].path, err)
+		meta := u.dirs[id]
+		fd, err := u.finishDir(id, meta)
+		if err != nil {
+			return fmt.Errorf("directory %s: %w", quote(meta.path), err)
+		}
+		if fd >= 0 && meta.mode&0o100 == 0 {
+			closed[fd] = meta.mode
+		} else if fd >= 0 {
+			unix.Close(fd)
+		}
+	}
+	for fd, mode := range closed {
+		if err := unix.Chmod(procPath(fd), mode); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-func (u *unpacker) finishDir(id fileID, meta *dirMeta) error {
+// finishDir gives a directory its mode, still searchable, and time, and
+// returns it open; -1 when a later entry replaced it.
+func (u *unpacker) finishDir(id fileID, meta *dirMeta) (int, error) {
 	fd, err := openInRoot(u.root, meta.path, unix.O_PATH|unix.O_DIRECTORY)
 	if err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP {
-		return nil // a later entry replaced it
+		return -1, nil
 	}
 	if err != nil {
-		return err
+		return -1, err
 	}
-	defer unix.Close(fd)
 	var st unix.Stat_t
-	if err := fstat(fd, &st); err != nil || idOf(&st) != id {
-		return err
+	err = fstat(fd, &st)
+	if err == nil && idOf(&st) == id {
+		if err = unix.Chmod(procPath(fd), meta.mode|0o100); err == nil && meta.time != nil {
+			err = unix.UtimesNanoAt(unix.AT_FDCWD, procPath(fd), meta.time, 0)
+		}
+		if err == nil {
+			return fd, nil
+		}
 	}
-	if err := unix.Chmod(procPath(fd), meta.mode); err != nil || meta.time == nil {
-		return err
-	}
-	return unix.UtimesNanoAt(unix.AT_FDCWD, procPath(fd), meta.time, 0)
+	unix.Close(fd)
+	return -1, err
 }
