@@ -78,7 +78,8 @@ func (r *Registry) client(ref string, repo name.Repository, action string, from 
 	if isInsecure(r.insecure, ref, repo) {
 		c.insecure = repo.RegistryStr()
 	}
-	key := fmt.Sprintf("%q %q", scopes, c.insecure)
+	// A scope does not name the host, and insecure may hold for one reference only.
+	key := fmt.Sprintf("%s %q %q", repo.RegistryStr(), scopes, c.insecure)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if old, ok := r.clients[key]; ok {

@@ -3,6 +3,7 @@ package registry
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -115,12 +116,27 @@ func newPush(ref string, parsed name.Reference, img v1.Image) (*push, error) {
 			return nil, fmt.Errorf("open layer %s: %w", d.Digest, err)
 		}
 		it := item{desc: d, open: l.Compressed}
-		if l, ok := l.(*layer); ok && sameRegistry(l.img.c.repo, parsed.Context()) {
+		if l := origin(l); l != nil && sameRegistry(l.img.c.repo, parsed.Context()) {
 			it.from = l.img.c.repo
 		}
 		p.items = append(p.items, it)
 	}
 	return p, nil
+}
+
+// origin finds the layer of a registry's image that l is, or nil; image.Append
+// wraps one when its media type has to change.
+func origin(l v1.Layer) *layer {
+	for {
+		switch t := l.(type) {
+		case *layer:
+			return t
+		case interface{ Unwrap() v1.Layer }:
+			l = t.Unwrap()
+		default:
+			return nil
+		}
+	}
 }
 
 // sources are the repositories that blobs may be mounted from.
@@ -314,7 +330,7 @@ func (c *client) put(ctx context.Context, location string, it item, progress *tr
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", errLocal, err)
 		}
-		b := &upload{ReadCloser: rc, progress: progress}
+		b := &upload{ReadCloser: rc, desc: it.desc, sum: sha256.New(), progress: progress}
 		mu.Lock()
 		defer mu.Unlock()
 		bodies = append(bodies, b)

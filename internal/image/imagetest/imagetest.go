@@ -10,7 +10,6 @@ import (
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/validate"
 
 	"github.com/kilnbuild/kiln/internal/image"
 )
@@ -76,7 +75,7 @@ func (p Place) same(t *testing.T, word string, want v1.Image) {
 	if err != nil {
 		t.Fatalf("read %s back: %v", p.Ref(word), err)
 	}
-	if err := validate.Image(got); err != nil {
+	if err := image.Validate(t.Context(), got, nil); err != nil {
 		t.Errorf("%s does not validate: %v", p.Ref(word), err)
 	}
 	equal(t, "config", raw(t, got.RawConfigFile), raw(t, want.RawConfigFile))
