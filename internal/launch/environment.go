@@ -134,6 +134,9 @@ func execD(e env.Env, layers [][]string, processType string) error {
 }
 
 func runExecD(program string, environ []string) ([]byte, error) {
+	if err := executable(program); err != nil {
+		return nil, err
+	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, err

@@ -424,7 +424,7 @@ printf 'CWD = "%s"\nSAW = "%s"\nPROFILE = "exec.d"\n' "$PWD" "$A" >&3
 	im.write("layers/second/l/exec.d/c", "#!/bin/bash\necho 'X' >&3\n", 0o755)
 	im.wantFailure(82, "launcher: output of /layers/second/l/exec.d/c:1:2: expected '=' after key\n", "web", "-c", "echo started")
 	im.write("layers/second/l/exec.d/c", "", 0o644)
-	im.wantFailure(82, "launcher: /layers/second/l/exec.d/c: fork/exec /layers/second/l/exec.d/c: permission denied\n", "web", "-c", "echo started")
+	im.wantFailure(82, "launcher: /layers/second/l/exec.d/c: not executable (mode 0644): permission denied\nlauncher: hint: chmod +x /layers/second/l/exec.d/c\n", "web", "-c", "echo started")
 	im.write("layers/second/l/exec.d/c", "#!/bin/bash\nexec head -c 5000000 /dev/zero >&3\n", 0o755)
 	im.wantFailure(82, "launcher: /layers/second/l/exec.d/c: wrote more than 4194304 bytes to file descriptor 3\n", "web", "-c", "echo started")
 }

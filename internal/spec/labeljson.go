@@ -224,7 +224,7 @@ func plainValue(v any) any {
 		}
 		return slices.DeleteFunc(v, func(e any) bool { return e == nil })
 	case json.Number:
-		if n, err := v.Int64(); err == nil {
+		if n, err := v.Int64(); err == nil && v != "-0" {
 			return n
 		}
 		if f, err := v.Float64(); err == nil {

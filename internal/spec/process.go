@@ -14,12 +14,12 @@ import (
 type rawProcess struct {
 	Type             string   `toml:"type"`
 	Command          any      `toml:"command"`
-	Args             []string `toml:"args"`
-	Direct           *bool    `toml:"direct"`
-	Default          bool     `toml:"default"`
-	WorkingDirectory string   `toml:"working-dir"`
-	BuildpackID      string   `toml:"buildpack-id"`
-	ExecEnv          []string `toml:"exec-env"`
+	Args             []string `toml:"args,omitempty"`
+	Direct           *bool    `toml:"direct,omitempty"`
+	Default          bool     `toml:"default,omitempty"`
+	WorkingDirectory string   `toml:"working-dir,omitempty"`
+	BuildpackID      string   `toml:"buildpack-id,omitempty"`
+	ExecEnv          []string `toml:"exec-env,omitempty"`
 }
 
 func (r rawProcess) process(command []string, direct bool) Process {

@@ -1,0 +1,305 @@
+package env
+
+import (
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+)
+
+// tree makes files in a new directory and returns it; names ending in "/" are
+// directories.
+func tree(t testing.TB, files map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, body := range files {
+		path := filepath.Join(dir, name)
+		if strings.HasSuffix(name, "/") {
+			if err := os.MkdirAll(path, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(body), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+func TestFromContainer(t *testing.T) {
+	got := FromContainer([]string{
+		"PATH=/bin", "HOME=/home/cnb", "SECRET=x", "CNB_REGISTRY_AUTH={}", "CNB_PLATFORM_API=0.15", "CNB_STACK_ID=s",
+		"http_proxy=p", "HTTPS_PROXY=q", "no_proxy=", "LD_LIBRARY_PATH=/lib", "LIBRARY_PATH=a", "CPATH=b",
+		"PKG_CONFIG_PATH=c", "HOSTNAME=h", "Path=x", "PATHX=y", "=odd", "noequals", "SSL_CERT_FILE=/x",
+	})
+	want := Env{
+		"PATH": "/bin", "HOME": "/home/cnb", "CNB_STACK_ID": "s", "http_proxy": "p", "HTTPS_PROXY": "q", "no_proxy": "",
+		"LD_LIBRARY_PATH": "/lib", "LIBRARY_PATH": "a", "CPATH": "b", "PKG_CONFIG_PATH": "c", "HOSTNAME": "h",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestFromLaunch(t *testing.T) {
+	got := FromLaunch([]string{
+		"PATH=/cnb/process:/a::/cnb/lifecycle:/cnb/process/:/b:/cnb/processes", "CNB_APP_DIR=x", "CNB_LAYERS_DIR=x",
+		"CNB_PROCESS_TYPE=x", "CNB_PLATFORM_API=0.15", "CNB_DEPRECATION_MODE=quiet", "CNB_EXEC_ENV=test", "ANY=a=b", "=x",
+	})
+	want := Env{"PATH": "/a::/b:/cnb/processes", "CNB_EXEC_ENV": "test", "ANY": "a=b"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	if got := FromLaunch([]string{"A=b"}); len(got) != 1 {
+		t.Errorf("%v: variables from nowhere", got)
+	}
+}
+
+func TestList(t *testing.T) {
+	e := Env{"B": "2", "A": "", "a": "x=y"}
+	if diff := cmp.Diff([]string{"A=", "B=2", "a=x=y"}, e.List()); diff != "" {
+		t.Error(diff)
+	}
+	c := e.Clone()
+	c["B"] = "3"
+	if e["B"] != "2" {
+		t.Error("a clone shares its variables")
+	}
+}
+
+func TestAddLayerDirs(t *testing.T) {
+	one := tree(t, map[string]string{"bin/": "", "lib/": "", "include/": "", "pkgconfig/": "", "share/": ""})
+	two := tree(t, map[string]string{"bin/": "", "lib": "a file"})
+	build := Env{"PATH": "/bin", "LD_LIBRARY_PATH": ""}
+	launch := build.Clone()
+	for _, layer := range []string{one, two} {
+		if err := build.AddLayerDirs(layer, false); err != nil {
+			t.Error(err)
+		}
+		if err := launch.AddLayerDirs(layer, true); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := build.AddLayerDirs(filepath.Join(two, "missing"), false); err != nil {
+		t.Error(err)
+	}
+	want := Env{
+		"PATH": two + "/bin:" + one + "/bin:/bin", "LD_LIBRARY_PATH": one + "/lib", "LIBRARY_PATH": one + "/lib",
+		"CPATH": one + "/include", "PKG_CONFIG_PATH": one + "/pkgconfig",
+	}
+	if diff := cmp.Diff(want, build); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(Env{"PATH": want["PATH"], "LD_LIBRARY_PATH": want["LD_LIBRARY_PATH"]}, launch); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestAddDir(t *testing.T) {
+	tests := []struct {
+		name  string
+		start Env
+		files map[string]string
+		want  Env
+	}{
+		{"no suffix overrides", Env{"A": "old"}, map[string]string{"A": " new\n"}, Env{"A": " new\n"}},
+		{"override", Env{"A": "old"}, map[string]string{"A.override": ""}, Env{"A": ""}},
+		{"default", Env{"A": "old", "E": ""}, map[string]string{"A.default": "x", "B.default": "y", "E.default": "z"}, Env{"A": "old", "B": "y", "E": "z"}},
+		{"append", Env{"A": "old"}, map[string]string{"A.append": "new", "B.append": "b"}, Env{"A": "oldnew", "B": "b"}},
+		{"prepend", Env{"A": "old"}, map[string]string{"A.prepend": "new", "B.prepend": "b"}, Env{"A": "newold", "B": "b"}},
+		{"delimiter", Env{"A": "old", "P": "old"}, map[string]string{"A.append": "new", "A.delim": ", ", "P.prepend": "new", "P.delim": ":"}, Env{"A": "old, new", "P": "new:old"}},
+		{"no delimiter when empty", Env{"A": ""}, map[string]string{"A.append": "a", "A.delim": ":", "B.prepend": "b", "B.delim": ":"}, Env{"A": "a", "B": "b"}},
+		{"delimiter alone", Env{"A": "old"}, map[string]string{"A.delim": ":"}, Env{"A": "old"}},
+		{"in the order of file names", Env{"A": "0"}, map[string]string{"A.append": "1", "A.override": "2", "A.prepend": "3"}, Env{"A": "32"}},
+		{"plain before suffixes", Env{}, map[string]string{"A": "1", "A.append": "2"}, Env{"A": "12"}},
+		{"unknown suffix", Env{"A": "old"}, map[string]string{"A.bak": "x", "A.append.bak": "x", "A.": "x", ".gitkeep": "", ".append": "x"}, Env{"A": "old"}},
+		{"directories", Env{}, map[string]string{"web/A": "x", "B": "y"}, Env{"B": "y"}},
+	}
+	for _, tt := range tests {
+		dir := tree(t, tt.files)
+		if err := tt.start.AddDir(dir); err != nil {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+		if diff := cmp.Diff(tt.want, tt.start); diff != "" {
+			t.Errorf("%s: %s", tt.name, diff)
+		}
+	}
+}
+
+func TestSymlinks(t *testing.T) {
+	dir := tree(t, map[string]string{"real/A": "a", "env/": ""})
+	for link, target := range map[string]string{"A": "../real/A", "D": "../real", "X": "../nowhere"} {
+		if err := os.Symlink(target, filepath.Join(dir, "env", link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := Env{"A": "a"}
+	e, p := Env{}, Env{}
+	if err := e.AddDir(filepath.Join(dir, "env")); err != nil {
+		t.Error(err)
+	}
+	if err := p.AddPlatform(dir); err != nil {
+		t.Error(err)
+	}
+	if diff := cmp.Diff(want, e) + cmp.Diff(want, p); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestAddPlatform(t *testing.T) {
+	dir := tree(t, map[string]string{
+		"env/PATH": "/user", "env/CPATH": "/user/include", "env/A": "user\n", "env/B.append": "whole name", "env/dir/C": "x", "other/D": "x",
+	})
+	e := Env{"PATH": "/bin", "A": "old", "B": "old"}
+	if err := e.AddPlatform(dir); err != nil {
+		t.Fatal(err)
+	}
+	want := Env{"PATH": "/user:/bin", "CPATH": "/user/include", "A": "user\n", "B": "old", "B.append": "whole name"}
+	if diff := cmp.Diff(want, e); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestAddOperator(t *testing.T) {
+	dir := tree(t, map[string]string{
+		"env/A": "operator", "env/B": "operator", "env/C.override": "operator", "env/D.append": "2", "env/D.delim": ",", "env.build/E": "x",
+	})
+	e := Env{"A": "user", "C": "user", "D": "1"}
+	if err := e.AddOperator(dir); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(Env{"A": "user", "B": "operator", "C": "operator", "D": "1,2"}, e); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestNothingThere(t *testing.T) {
+	file := filepath.Join(tree(t, map[string]string{"env": "a file"}), "env")
+	for _, dir := range []string{"/no/such/dir", file, filepath.Dir(file)} {
+		e := Env{}
+		if err := e.AddPlatform(dir); err != nil {
+			t.Error(err)
+		}
+		if err := e.AddOperator(dir); err != nil {
+			t.Error(err)
+		}
+		if dir != filepath.Dir(file) {
+			if err := e.AddDir(dir); err != nil {
+				t.Error(err)
+			}
+		}
+		if len(e) > 0 {
+			t.Errorf("%s gave %v", dir, e)
+		}
+	}
+}
+
+func TestBadFiles(t *testing.T) {
+	for name, files := range map[string]map[string]string{
+		"NUL byte":                   {"env/A": "a\x00b"},
+		"longer than the 131072":     {"env/A": strings.Repeat("x", maxFile+1)},
+		"cannot be the name":         {"env/A=B": "x"},
+		"env/A.delim: contains a NU": {"env/A.append": "x", "env/A.delim": "\x00"},
+	} {
+		dir := tree(t, files)
+		operator, direct := Env{}.AddOperator(dir), Env{}.AddDir(filepath.Join(dir, "env"))
+		for _, err := range []error{operator, direct} {
+			if err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), dir+"/env/A") {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+	if err := (Env{}).AddDir(tree(t, map[string]string{"A": strings.Repeat("x", maxFile)})); err != nil {
+		t.Errorf("the longest value: %v", err)
+	}
+}
+
+// A pipe must be refused, not waited for.
+func TestPipe(t *testing.T) {
+	dir := tree(t, map[string]string{"env/": ""})
+	if err := syscall.Mkfifo(filepath.Join(dir, "env", "A"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- Env{}.AddPlatform(dir) }()
+	select {
+	case err := <-done:
+		if err == nil || !strings.Contains(err.Error(), "must be a regular file") {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("blocked on a pipe")
+	}
+}
+
+// Layers accumulate in order: the later layer's override wins, the earlier
+// one's default does, and prepend and append are mirror images.
+func TestLayersInOrder(t *testing.T) {
+	rapid.Check(t, func(r *rapid.T) {
+		values := rapid.SliceOfN(rapid.StringMatching(`[a-z]{1,3}`), 1, 5).Draw(r, "values")
+		e := Env{}
+		for _, v := range values {
+			dir, err := os.MkdirTemp("", "kiln-env-")
+			if err != nil {
+				r.Fatal(err)
+			}
+			defer os.RemoveAll(dir)
+			for name, body := range map[string]string{"O": v, "D.default": v, "P.prepend": v, "P.delim": ":", "A.append": v, "A.delim": ":"} {
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(body), 0o644); err != nil {
+					r.Fatal(err)
+				}
+			}
+			if err := e.AddDir(dir); err != nil {
+				r.Fatal(err)
+			}
+		}
+		backwards := slices.Clone(values)
+		slices.Reverse(backwards)
+		want := Env{"O": backwards[0], "D": values[0], "A": strings.Join(values, ":"), "P": strings.Join(backwards, ":")}
+		if !maps.Equal(want, e) {
+			r.Fatalf("got %v, want %v", e, want)
+		}
+	})
+}
+
+// Whatever the file's name and bytes: no panic, and every variable that
+// results can be given to a process.
+func FuzzAddDir(f *testing.F) {
+	f.Add("A", []byte("x"), "A.append", []byte("y"))
+	f.Add("A.delim", []byte(":"), "A.prepend", []byte("\x00"))
+	f.Add("=", []byte(""), ".x", []byte{0xff})
+	f.Fuzz(func(t *testing.T, name1 string, body1 []byte, name2 string, body2 []byte) {
+		dir := t.TempDir()
+		for name, body := range map[string][]byte{name1: body1, name2: body2} {
+			if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") || len(name) > 255 {
+				return
+			}
+			if err := os.WriteFile(filepath.Join(dir, name), body, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		e := Env{}
+		if e.AddDir(dir) != nil {
+			return
+		}
+		for name, value := range e {
+			if name == "" || strings.ContainsAny(name, "=\x00") || strings.Contains(value, "\x00") {
+				t.Errorf("%q=%q cannot be a variable", name, value)
+			}
+		}
+		if diff := cmp.Diff(parse(e.List()), e); diff != "" {
+			t.Error(diff)
+		}
+	})
+}

@@ -1,0 +1,487 @@
+package spec
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+)
+
+func TestHas(t *testing.T) {
+	tests := []struct {
+		api     string
+		feature Feature
+		want    bool
+	}{
+		{"0.14", PlatformExecEnv, false},
+		{"0.15", PlatformExecEnv, true},
+		{"0.16", PlatformExecEnv, true},
+		{"1.0", PlatformExecEnv, true},
+		{"1", PlatformExecEnv, true},
+		{"0.9", PlatformCommandList, false}, // not a decimal: 0.9 < 0.10
+		{"0.10", PlatformCommandList, true},
+		{"v0.10", PlatformCommandList, true},
+		{"", PlatformCommandList, false},
+		{"x", PlatformCommandList, false},
+		{"0.11", PlatformStackTOML, true},
+		{"0.12", PlatformStackTOML, false},
+		{"", PlatformStackTOML, false},
+		{"0.8", BuildpackCommandList, false},
+		{"0.9", BuildpackCommandList, true},
+		{"0.15", Feature(-1), false},
+	}
+	for _, tt := range tests {
+		if got := Has(tt.api, tt.feature); got != tt.want {
+			t.Errorf("Has(%q, %d) = %v", tt.api, tt.feature, got)
+		}
+	}
+	for f := PlatformSBOM; f <= BuildpackExecEnv; f++ {
+		s, ok := features[f]
+		if _, err := parseAPI(s.since + s.until); !ok || err != nil {
+			t.Errorf("feature %d has no range of versions: %q %v", f, s, err)
+		}
+	}
+}
+
+func TestSupported(t *testing.T) {
+	for _, api := range PlatformAPIs {
+		if err := SupportedPlatform(api); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, api := range append(BuildpackAPIs, "v0.10") {
+		if err := SupportedBuildpack(api); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, api := range []string{"", " ", "0.6", "0.16", "0", "1.0", "0.-1", "0.7.0", "0.99999999999999999999", "x"} {
+		if err := SupportedPlatform(api); ExitCode(err, 0) != ExitPlatformAPI || HintOf(err) == "" {
+			t.Errorf("platform API %q: %v", api, err)
+		}
+		if err := SupportedBuildpack(api); ExitCode(err, 0) != ExitBuildpackAPI || HintOf(err) == "" {
+			t.Errorf("buildpack API %q: %v", api, err)
+		}
+	}
+	if got := HighestPlatformAPI([]string{"0.3", "0.13", "0.9", "0.99"}); got != "0.13" {
+		t.Errorf("highest common version is %q", got)
+	}
+	if got := HighestPlatformAPI([]string{"0.3"}); got != "" {
+		t.Errorf("highest common version is %q", got)
+	}
+}
+
+func TestParseAPIOrder(t *testing.T) {
+	rapid.Check(t, func(r *rapid.T) {
+		n := rapid.Uint64Range(0, 1000)
+		a, b := apiVersion{n.Draw(r, "a"), n.Draw(r, "b")}, apiVersion{n.Draw(r, "c"), n.Draw(r, "d")}
+		as, bs := fmt.Sprintf("%d.%d", a.major, a.minor), fmt.Sprintf("%d.%d", b.major, b.minor)
+		if got, err := parseAPI(as); err != nil || got != a {
+			r.Fatalf("%s read as %v: %v", as, got, err)
+		}
+		if InRange(as, bs, "") == InRange(as, "", bs) {
+			r.Fatalf("%s is both or neither since and before %s", as, bs)
+		}
+	})
+}
+
+func TestNames(t *testing.T) {
+	check := func(what string, f func(string) error, good, bad []string) {
+		t.Helper()
+		for _, s := range good {
+			if err := f(s); err != nil {
+				t.Errorf("%s %q: %v", what, s, err)
+			}
+		}
+		for _, s := range bad {
+			if err := f(s); err == nil {
+				t.Errorf("%s %q accepted", what, s)
+			}
+		}
+	}
+	check("ID", ValidateID, []string{"a", "kiln/pip-install", "A.b/c-1", "app/x", "..."},
+		[]string{"", ".", "..", "app", "App", "config", "generated", "sbom", "a b", "a_b", "ä", "a\x00", "a\n"})
+	check("version", ValidateVersion, []string{"0.0.0", "1.20.3"},
+		[]string{"", "1", "1.2", "1.2.3.4", "01.2.3", "1.2.3-dev", "v1.2.3", "1..3", "-1.2.3", "+1.2.3", "1.2.99999999999999999999"})
+	check("path version", ValidatePathVersion, []string{"1.2.3-dev", "{{.Version}}"}, []string{"", ".", "..", "a/b", "a\x00"})
+	check("process type", ValidateProcessType, []string{"web", "a.b_c-D", "..."}, []string{"", ".", "..", "a/b", "a b", "a:b"})
+	check("layer", ValidateLayerName, []string{"a", "a b", "build2"}, []string{"", ".", "..", "build", "launch", "store", "a/b", "\x00"})
+	check("exec env", ValidateExecEnv, []string{"production", "a.b-1"}, []string{"", "a/b", "a_b", "*"})
+	if EscapeID("a/b/c") != "a_b_c" {
+		t.Error(EscapeID("a/b/c"))
+	}
+	if !InExecEnv(nil, "x") || !InExecEnv([]string{"*"}, "x") || !InExecEnv([]string{"y", "x"}, "x") || InExecEnv([]string{"y"}, "x") {
+		t.Error("InExecEnv")
+	}
+}
+
+// Escaped IDs and valid versions name exactly one directory, the intended one.
+func TestValidNamesStayInside(t *testing.T) {
+	rapid.Check(t, func(r *rapid.T) {
+		id := rapid.StringMatching(`[a-zA-Z0-9./-]{1,12}`).Draw(r, "id")
+		if ValidateID(id) != nil {
+			return
+		}
+		if e := EscapeID(id); e == "." || e == ".." || strings.Contains(e, "/") {
+			r.Fatalf("%q becomes %q", id, e)
+		}
+	})
+}
+
+func TestTargets(t *testing.T) {
+	debian := Target{OS: "linux", Arch: "arm", Variant: "v7", Distro: &Distro{"debian", "12"}}
+	bare := Target{OS: "linux", Arch: "arm"}
+	tests := []struct {
+		target, base Target
+		want         bool
+	}{
+		{Target{}, debian, true},
+		{Target{OS: "linux"}, debian, true},
+		{Target{OS: "windows"}, debian, false},
+		{Target{OS: "linux", Arch: "amd64"}, debian, false},
+		{Target{OS: "linux", Arch: "arm", Variant: "v6"}, debian, false},
+		{Target{OS: "linux", Arch: "arm", Variant: "v6"}, bare, true},
+		{Target{Distros: []Distro{{"ubuntu", "22.04"}, {"debian", "12"}}}, debian, true},
+		{Target{Distros: []Distro{{"debian", "11"}}}, debian, false},
+		{Target{Distros: []Distro{{Name: "debian"}}}, debian, true},
+		{Target{Distros: []Distro{{Name: "debian"}}}, bare, false},
+	}
+	for _, tt := range tests {
+		if got := tt.target.Matches(tt.base); got != tt.want {
+			t.Errorf("%+v matches %+v: %v", tt.target, tt.base, got)
+		}
+	}
+
+	bionic := Target{OS: "linux", Arch: "amd64", Distro: &Distro{"ubuntu", "18.04"}}
+	bp := func(stacks ...string) (b Buildpack) {
+		for _, s := range stacks {
+			b.Stacks = append(b.Stacks, Stack{ID: s})
+		}
+		return b
+	}
+	listed := bp("*")
+	listed.Targets = []Target{{OS: "windows"}}
+	for i, tt := range []struct {
+		b       Buildpack
+		unix    bool
+		base    Target
+		matches bool
+	}{
+		{bp(), true, debian, true},
+		{bp(), false, debian, false},
+		{bp("io.buildpacks.stacks.bionic"), true, bionic, true},
+		{bp("io.buildpacks.stacks.bionic"), true, debian, false},
+		{bp("io.buildpacks.stacks.bionic", "*"), true, debian, true},
+		{bp("some.stack"), true, debian, true},
+		{listed, true, debian, false},
+	} {
+		if got := AnyTarget(tt.b.EffectiveTargets(tt.unix, false), tt.base); got != tt.matches {
+			t.Errorf("case %d: %v", i, got)
+		}
+	}
+	if got := bp().EffectiveTargets(false, true); len(got) != 1 || got[0].OS != "windows" {
+		t.Error(got)
+	}
+}
+
+func TestErrors(t *testing.T) {
+	base := errors.New("base")
+	err := fmt.Errorf("outer: %w", Exit(51, WithHint(base, "try %s", "this")))
+	if ExitCode(err, 1) != 51 || HintOf(err) != "try this" || !errors.Is(err, base) || err.Error() != "outer: base" {
+		t.Error(ExitCode(err, 1), HintOf(err), err)
+	}
+	if ExitCode(base, 7) != 7 || ExitCode(nil, 7) != 0 || HintOf(base) != "" || Exit(1, nil) != nil || WithHint(nil, "x") != nil {
+		t.Error("plain errors")
+	}
+}
+
+func TestLifecycleLabel(t *testing.T) {
+	m := LifecycleMetadata{
+		App: []LayerSHA{{"sha256:app"}}, SBOM: &LayerSHA{"sha256:sbom"}, Config: LayerSHA{"sha256:config"},
+		Launcher: LayerSHA{"sha256:launcher"}, ProcessTypes: LayerSHA{"sha256:types"},
+		Buildpacks: []BuildpackLayers{
+			{Key: "b", Version: "1", Layers: map[string]LayerMetadata{"z": {SHA: "sha256:z", Launch: true}, "a": {Data: map[string]any{"y": int64(1), "x": 2.5, "t": "<&>"}, Cache: true}},
+				Store: &StoreTOML{Metadata: map[string]any{"k": int64(9007199254740993)}}},
+			{Key: "a", Version: "2"},
+		},
+		ExecEnv: "test", RunImage: RunImageForRebase{TopLayer: "sha256:top", Reference: "r@sha256:1", Image: "r", Mirrors: []string{"m"}},
+		Stack: &StackForRebase{RunImageEntry{Image: "r"}},
+	}
+	want := `{"app":[{"sha":"sha256:app"}],"sbom":{"sha":"sha256:sbom"},"config":{"sha":"sha256:config"},"launcher":{"sha":"sha256:launcher"},` +
+		`"process-types":{"sha":"sha256:types"},"buildpacks":[{"key":"b","version":"1","layers":{` +
+		`"a":{"sha":"","data":{"t":"\u003c\u0026\u003e","x":2.5,"y":1},"build":false,"launch":false,"cache":true},` +
+		`"z":{"sha":"sha256:z","data":{},"build":false,"launch":true,"cache":false}},"store":{"metadata":{"k":9007199254740993}}},` +
+		`{"key":"a","version":"2","layers":{}}],"exec-env":"test",` +
+		`"runImage":{"topLayer":"sha256:top","reference":"r@sha256:1","image":"r","mirrors":["m"]},"stack":{"runImage":{"image":"r"}}}`
+	got, err := EncodeLabel(m)
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Error(err, diff)
+	}
+	back, err := DecodeLifecycleMetadata(got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := EncodeLabel(back); err != nil || again != got {
+		t.Errorf("%v\n%s\n%s", err, got, again)
+	}
+	if n, ok := back.Buildpacks[0].Layers["a"].Data["y"].(int64); !ok || n != 1 {
+		t.Errorf("an integer came back as %T", back.Buildpacks[0].Layers["a"].Data["y"])
+	}
+
+	empty, err := EncodeLabel(LifecycleMetadata{})
+	want = `{"app":[],"config":{"sha":""},"launcher":{"sha":""},"process-types":{"sha":""},"buildpacks":[],"runImage":{"topLayer":"","reference":""}}`
+	if diff := cmp.Diff(want, empty); err != nil || diff != "" {
+		t.Error(err, diff)
+	}
+
+	// The label's null and nested values survive the way through analyzed.toml.
+	back, err = DecodeLifecycleMetadata(`{"buildpacks":[{"key":"a","layers":{"l":{"data":{"a":null,"b":[1,null,{"c":1.5}],"d":1e3,"big":1e30}}},"store":null}]}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := Marshal(Analyzed{Metadata: back})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := ReadAnalyzed(b, "analyzed.toml")
+	wantData := map[string]any{"b": []any{int64(1), map[string]any{"c": 1.5}}, "d": 1000.0, "big": 1e30}
+	if diff := cmp.Diff(wantData, a.Metadata.Buildpacks[0].Layers["l"].Data); err != nil || diff != "" {
+		t.Errorf("%v %s\n%s", err, diff, b)
+	}
+
+	for _, bad := range []string{"", "[]", "{", `{"app":3}`, "{} {}"} {
+		if _, err := DecodeLifecycleMetadata(bad); err == nil || !strings.Contains(err.Error(), LifecycleMetadataLabel) {
+			t.Errorf("label %q: %v", bad, err)
+		}
+	}
+}
+
+func TestCacheMetadata(t *testing.T) {
+	got, err := EncodeLabel(CacheMetadata{})
+	if err != nil || got != `{"sbom":{"sha":""},"buildpacks":[]}` {
+		t.Error(got, err)
+	}
+	m, err := DecodeCacheMetadata(`{"sbom":{"sha":"s"},"buildpacks":[{"key":"a","version":"1","layers":{"l":{"sha":"x","data":{"n":1},"build":false,"launch":false,"cache":true}}}]}`)
+	want := CacheMetadata{SBOM: LayerSHA{"s"}, Buildpacks: []BuildpackLayers{{Key: "a", Version: "1",
+		Layers: map[string]LayerMetadata{"l": {SHA: "x", Data: map[string]any{"n": int64(1)}, Cache: true}}}}}
+	if diff := cmp.Diff(want, m); err != nil || diff != "" {
+		t.Error(err, diff)
+	}
+}
+
+func TestBuildLabel(t *testing.T) {
+	l := BuildLabel{
+		Processes:  []Process{{Type: "web", Command: []string{"x", "y"}, Args: []string{"z"}, Direct: true, Default: true, WorkingDirectory: "/w", BuildpackID: "a"}, {Type: "t", Command: []string{"u"}, ExecEnv: []string{"*"}}},
+		Buildpacks: []GroupElement{{ID: "a", Version: "1", API: "0.10", Homepage: "h"}}, Extensions: []GroupElement{{ID: "e", Version: "1", API: "0.10"}},
+		Launcher: LauncherInfo{Version: "1", Source: LauncherSource{LauncherGit{"r", "c"}}}, DefaultProcessType: "web",
+	}
+	const rest = `"launcher":{"version":"1","source":{"git":{"repository":"r","commit":"c"}}},"buildpack-default-process-type":"web"}`
+	for api, want := range map[string]string{
+		"0.12": `{"processes":[{"type":"web","command":["x","y"],"args":["z"],"direct":true,"working-dir":"/w","buildpackID":"a"},{"type":"t","command":["u"],"args":[],"direct":false,"exec-env":["*"]}],` +
+			`"buildpacks":[{"id":"a","version":"1","api":"0.10","homepage":"h"}],"extensions":[{"id":"e","version":"1","api":"0.10"}],` + rest,
+		"0.9": `{"processes":[{"type":"web","command":"x","args":["y","z"],"direct":true,"working-dir":"/w","buildpackID":"a"},{"type":"t","command":"u","args":[],"direct":false}],` +
+			`"buildpacks":[{"id":"a","version":"1","homepage":"h"}],"extensions":[{"id":"e","version":"1"}],` + rest,
+	} {
+		got, err := EncodeBuildLabel(l, api)
+		if diff := cmp.Diff(want, got); err != nil || diff != "" {
+			t.Errorf("API %s: %v %s", api, err, diff)
+		}
+		back, err := DecodeBuildLabel(got)
+		if err != nil || len(back.Processes) != 2 || back.Processes[0].Command[0] != "x" || back.DefaultProcessType != "web" {
+			t.Errorf("API %s: %v %+v", api, err, back)
+		}
+	}
+	if l.Buildpacks[0].API == "" {
+		t.Error("writing a label changed its value")
+	}
+	got, err := EncodeBuildLabel(BuildLabel{}, "0.15")
+	if err != nil || got != `{"processes":[],"buildpacks":[],"launcher":{"version":"","source":{"git":{"repository":"","commit":""}}}}` {
+		t.Error(got, err)
+	}
+	if got, err := EncodeLabel(ProjectMetadata{}); err != nil || got != "{}" {
+		t.Error(got, err)
+	}
+}
+
+func TestMarshal(t *testing.T) {
+	tests := []struct {
+		name string
+		v    any
+		want string
+	}{
+		{"restored layer has no types", LayerTOML{Metadata: map[string]any{"b": int64(1), "a": map[string]any{"z": true}}}, "[metadata]\nb = 1\n\n[metadata.a]\nz = true\n"},
+		{"layer", LayerTOML{Types: LayerTypes{Launch: true}}, "[types]\nlaunch = true\nbuild = false\ncache = false\n"},
+		{"empty group", Group{}, ""},
+		{"group", Group{Group: []GroupElement{{ID: "a", Version: "1", API: "0.9"}}}, "[[group]]\nid = 'a'\nversion = '1'\napi = '0.9'\n"},
+		{"report", Report{ReportImage{Tags: []string{"t"}, Digest: "d", ManifestSize: 12}}, "[image]\ntags = ['t']\ndigest = 'd'\nmanifest-size = 12\n"},
+		{"report of a daemon", Report{ReportImage{Tags: []string{"t"}, ImageID: "i"}}, "[image]\ntags = ['t']\nimage-id = 'i'\n"},
+		{"analyzed", Analyzed{RunImage: &RunImage{Image: "i", Reference: "r"}}, "[run-image]\nimage = 'i'\nreference = 'r'\n"},
+		{"plan", Plan{Entries: []PlanEntry{{[]PlanProvider{{ID: "a", Version: "1"}}, []Require{{Name: "n"}}}}}, "[[entries]]\n[[entries.providers]]\nid = 'a'\nversion = '1'\n\n[[entries.requires]]\nname = 'n'\n"},
+	}
+	for _, tt := range tests {
+		for range 3 {
+			got, err := Marshal(tt.v)
+			if diff := cmp.Diff(tt.want, string(got)); err != nil || diff != "" {
+				t.Errorf("%s: %v %s", tt.name, err, diff)
+			}
+		}
+	}
+}
+
+func TestBuildMetadata(t *testing.T) {
+	m := BuildMetadata{
+		DefaultProcessType: "web", Buildpacks: []GroupElement{{ID: "a", Version: "1", API: "0.10"}},
+		Processes: []Process{{Type: "web", Command: []string{"x", "y"}, Args: []string{"z"}, Direct: true, WorkingDirectory: "/w", BuildpackID: "a", ExecEnv: []string{"*"}}},
+		Slices:    []Slice{{[]string{"p"}}}, Labels: []Label{{"k", "v"}},
+	}
+	b, err := EncodeBuildMetadata(m, "0.15")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := ReadBuildMetadata(b, "metadata.toml")
+	if diff := cmp.Diff(m, got); err != nil || diff != "" {
+		t.Error(err, diff)
+	}
+
+	b, err = EncodeBuildMetadata(m, "0.9")
+	if err != nil || !strings.Contains(string(b), "\ncommand = 'x'\nargs = ['y', 'z']\ndirect = true\n") {
+		t.Errorf("%v\n%s", err, b)
+	}
+	got, err = ReadBuildMetadata(b, "metadata.toml")
+	old := m
+	old.Processes = []Process{{Type: "web", Command: []string{"x"}, Args: []string{"y", "z"}, Direct: true, WorkingDirectory: "/w", BuildpackID: "a"}}
+	if diff := cmp.Diff(old, got); err != nil || diff != "" {
+		t.Error(err, diff)
+	}
+}
+
+// metadata draws the kind of value that buildpacks keep in [metadata].
+func metadata(depth int) *rapid.Generator[map[string]any] {
+	return rapid.MapOfN(rapid.String(), rapid.Custom(func(r *rapid.T) any {
+		kinds := 5
+		if depth > 0 {
+			kinds = 7
+		}
+		switch rapid.IntRange(0, kinds-1).Draw(r, "kind") {
+		case 0:
+			return rapid.String().Draw(r, "string")
+		case 1:
+			return rapid.Int64().Draw(r, "int")
+		case 2:
+			return rapid.Bool().Draw(r, "bool")
+		case 3:
+			return rapid.Float64Range(-1e9, 1e9).Draw(r, "float")
+		case 4:
+			list := []any{}
+			for _, s := range rapid.SliceOfN(rapid.String(), 0, 3).Draw(r, "list") {
+				list = append(list, s)
+			}
+			return list
+		case 5:
+			return []any{metadata(depth-1).Draw(r, "in list")}
+		}
+		return metadata(depth-1).Draw(r, "table")
+	}), 0, 4)
+}
+
+// What a buildpack keeps comes back the same through <layer>.toml, and through
+// the label and analyzed.toml.
+func TestMetadataRoundTrip(t *testing.T) {
+	rapid.Check(t, func(r *rapid.T) {
+		want := metadata(2).Draw(r, "metadata")
+		b, err := Marshal(LayerTOML{Metadata: want})
+		if err != nil {
+			r.Fatal(err)
+		}
+		layer, err := ReadLayerTOML(b, "layer.toml")
+		if err != nil {
+			r.Fatalf("%v\n%s", err, b)
+		}
+		got := layer.Metadata
+		if got == nil {
+			got = map[string]any{}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			r.Fatalf("%s\n%s", diff, b)
+		}
+		label := func(data map[string]any) string {
+			s, err := EncodeLabel(LifecycleMetadata{Buildpacks: []BuildpackLayers{{Key: "k", Layers: map[string]LayerMetadata{"l": {Data: data}}}}})
+			if err != nil {
+				r.Fatal(err)
+			}
+			return s
+		}
+		first := label(want)
+		m, err := DecodeLifecycleMetadata(first)
+		if err != nil {
+			r.Fatal(err)
+		}
+		if b, err = Marshal(Analyzed{Metadata: m}); err != nil {
+			r.Fatal(err)
+		}
+		a, err := ReadAnalyzed(b, "analyzed.toml")
+		if err != nil {
+			r.Fatalf("%v\n%s", err, b)
+		}
+		if again := label(a.Metadata.Buildpacks[0].Layers["l"].Data); again != first {
+			r.Fatalf("%s\n%s", first, again)
+		}
+	})
+}
+
+// No document makes a reader panic; faults are DocumentErrors that name the
+// file and speak no Go; what was read can be written and read again.
+func FuzzRead(f *testing.F) {
+	for _, seed := range []string{
+		"[[group]]\nid = 'a'\nversion = '1.0.0'\napi = '0.9'\n",
+		"[[order]]\n[[order.group]]\nid='a'\nversion='1'\noptional=true\n",
+		"[types]\nlaunch=true\n[metadata]\na.b=[1,{c=2}]\nd=1979-05-27T07:32:00Z\ne=1979-05-27\n",
+		"[[processes]]\ntype='web'\ncommand=['x']\n[[labels]]\nkey='k'\n",
+		"[[or]]\n[[or.requires]]\nname='a'\n[or.requires.metadata]\nx=1\n",
+		"api='0.10'\n[buildpack]\nid='a'\nversion='1.0.0'\nexec-env=['test']\n[[targets]]\narch-variant='v7'\n",
+		"[run-image]\nreference='r'\n[run-image.target]\nos='linux'\n[metadata]\napp=[{sha='x'}]\n",
+		"[_]\nschema-version='0.2'\n[[io.buildpacks.group]]\nid='a'\n", "[build]\ninclude=['a']\n",
+		"a=[[[[[[1]]]]]]", "\"\" = 1\n", "x = \"\\u0000\"", "command = 1", "[[processes]]\ncommand=1\n[[processes.command]]\n", "\xff",
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, body string) {
+		for name, read := range readers {
+			v, err := read([]byte(body), name)
+			if err != nil {
+				if _, ok := errors.AsType[*DocumentError](err); !ok || !strings.HasPrefix(err.Error(), name) {
+					t.Errorf("%T %v", err, err)
+				}
+				if strings.Contains(err.Error(), "spec.") || strings.Contains(err.Error(), "interface {}") {
+					t.Errorf("speaks Go: %v", err)
+				}
+				continue
+			}
+			if strings.HasPrefix(name, "launch") || name == "project.toml" || name == "stack.toml" || name == "buildpack.toml" || name == "extension.toml" || name == "detect.toml" {
+				continue // not of a form that kiln writes
+			}
+			b, err := Marshal(v)
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+				continue
+			}
+			again, err := read(b, name)
+			if err != nil {
+				t.Errorf("%s: %v\n%s", name, err, b)
+				continue
+			}
+			if b2, err := Marshal(again); err != nil || string(b2) != string(b) {
+				t.Errorf("%s: not stable\n%s\n%s", name, b, b2)
+			}
+		}
+		if vars, err := ReadExecD([]byte(body), "exec.d"); err == nil {
+			for name, value := range vars {
+				if name == "" || strings.ContainsAny(name+value, "\x00") || strings.Contains(name, "=") {
+					t.Errorf("%q=%q", name, value)
+				}
+			}
+		}
+	})
+}
