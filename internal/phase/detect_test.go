@@ -1,0 +1,669 @@
+package phase
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/kilnbuild/kiln/internal/event"
+	"github.com/kilnbuild/kiln/internal/sandbox"
+	"github.com/kilnbuild/kiln/internal/spec"
+)
+
+func (w *world) detect(o spec.Order) (spec.Group, spec.Plan, error) {
+	w.t.Helper()
+	return Detect(context.Background(), sandbox.InPlace{}, w.dirs, w.set, o, w)
+}
+
+const (
+	pass = "exit 0"
+	fail = "echo not for me; exit 100"
+	bad  = "echo out of order >&2; exit 7"
+)
+
+func TestDetectGroups(t *testing.T) {
+	tests := []struct {
+		name   string
+		groups []string
+		want   string // members of the chosen group
+		code   int
+		tried  []string
+	}{
+		{"one passes", []string{"p1@1"}, "p1@1", 0, []string{"p1@1:pass"}},
+		{"first passing group is chosen", []string{"p1@1 f@1", "p1@1 p2@1", "p2@1"}, "p1@1 p2@1", 0,
+			[]string{"p1@1:pass f@1:fail", "p1@1:pass p2@1:pass"}},
+		{"optional that fails is left out", []string{"p1@1 f@1? p2@1"}, "p1@1 p2@1", 0, []string{"p1@1:pass f@1:fail p2@1:pass"}},
+		{"optional that errors is left out", []string{"p1@1 e@1?"}, "p1@1", 0, []string{"p1@1:pass e@1:error"}},
+		{"only optional members that fail", []string{"f@1? f2@1?"}, "", spec.ExitDetectFail, []string{"f@1:fail f2@1:fail"}},
+		{"no group passes", []string{"f@1", "p1@1 f2@1"}, "", spec.ExitDetectFail, []string{"f@1:fail", "p1@1:pass f2@1:fail"}},
+		{"no group passes and one errors", []string{"e@1", "f@1"}, "", spec.ExitDetectError, []string{"e@1:error", "f@1:fail"}},
+		{"an error does not stop a later group", []string{"e@1", "p1@1"}, "p1@1", 0, []string{"e@1:error", "p1@1:pass"}},
+		{"same ID twice runs once", []string{"p1@1 p1@2 p2@1"}, "p1@1 p2@1", 0, []string{"p1@1:pass p2@1:pass"}},
+		{"empty order", nil, "", spec.ExitDetectFail, nil},
+		{"nested order", []string{"p1@1 nest@1 p2@1"}, "p1@1 a@1 b@1 p2@1", 0, []string{"p1@1:pass a@1:pass b@1:pass p2@1:pass"}},
+		{"product of nested orders", []string{"left@1 right@1 f@1"}, "", spec.ExitDetectFail, []string{
+			"a@1:pass c@1:pass f@1:fail", "a@1:pass d@1:pass f@1:fail", "b@1:pass c@1:pass f@1:fail", "b@1:pass d@1:pass f@1:fail"}},
+		{"nested twice", []string{"deep@1 f@1"}, "", spec.ExitDetectFail, []string{
+			"a@1:pass f@1:fail", "b@1:pass f@1:fail", "p2@1:pass f@1:fail"}},
+		{"optional composite: its groups, then without it", []string{"left@1? f@1"}, "", spec.ExitDetectFail, []string{
+			"a@1:pass f@1:fail", "b@1:pass f@1:fail", "f@1:fail"}},
+		{"optional composite is left out", []string{"failing@1? p1@1"}, "p1@1", 0, []string{"f@1:fail p1@1:pass", "p1@1:pass"}},
+		{"ID in a composite and beside it", []string{"a@1 left@1 p1@1"}, "a@1 p1@1", 0, []string{"a@1:pass p1@1:pass"}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t)
+			for _, name := range []string{"p1@1", "p1@2", "p2@1", "a@1", "b@1", "c@1", "d@1"} {
+				w.add(pack{name: name, detect: pass})
+			}
+			w.add(pack{name: "f@1", detect: fail})
+			w.add(pack{name: "f2@1", detect: fail})
+			w.add(pack{name: "e@1", detect: bad})
+			w.composite("nest@1", "a@1 b@1", "c@1 d@1")
+			w.composite("left@1", "a@1", "b@1")
+			w.composite("right@1", "c@1", "d@1")
+			w.composite("deep@1", "left@1", "p2@1")
+			w.composite("failing@1", "f@1")
+
+			g, _, err := w.detect(order(tt.groups...))
+			if code := spec.ExitCode(err, -1); code != tt.code {
+				t.Fatalf("exit code %d (%v), want %d", code, err, tt.code)
+			}
+			if got := names(g.Group); got != tt.want {
+				t.Errorf("group %q, want %q", got, tt.want)
+			}
+			requireStrings(t, "tried", w.tried(), tt.tried...)
+			for name, n := range w.runs() {
+				if n != 1 {
+					t.Errorf("%s ran %d times", name, n)
+				}
+			}
+		})
+	}
+}
+
+func TestDetectGroupCarriesWhatGroupTOMLHas(t *testing.T) {
+	w := newWorld(t)
+	w.add(pack{name: "acme/p@1.2.3", api: "0.11"})
+	g, _, err := w.detect(order("acme/p@1.2.3?"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := spec.Group{Group: []spec.GroupElement{{ID: "acme/p", Version: "1.2.3", API: "0.11", Homepage: "https://example.com/acme/p"}}}
+	if diff := cmp.Diff(want, g); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestDetectPlan(t *testing.T) {
+	w := newWorld(t)
+	w.add(pack{name: "a@1", detect: `cat > $CNB_BUILD_PLAN_PATH <<E
+[[provides]]
+name = "jre"
+[[or]]
+[[or.provides]]
+name = "python"
+E`})
+	w.add(pack{name: "b@1", detect: `cat > $2 <<E
+[[requires]]
+name = "python"
+[requires.metadata]
+version = "3.11"
+E`})
+	_, plan, err := w.detect(order("a@1 b@1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := spec.Plan{Entries: []spec.PlanEntry{{
+		Providers: []spec.PlanProvider{{ID: "a", Version: "1"}},
+		Requires:  []spec.Require{{Name: "python", Metadata: map[string]any{"version": "3.11"}}},
+	}}}
+	if diff := cmp.Diff(want, plan); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestDetectExplainsDisagreement(t *testing.T) {
+	w := newWorld(t)
+	w.add(pack{name: "a@1", detect: `printf '[[requires]]\nname = "jre"\n' > $CNB_BUILD_PLAN_PATH`})
+	w.add(pack{name: "b@1", detect: `printf '[[provides]]\nname = "node"\n' > $CNB_BUILD_PLAN_PATH`})
+	_, _, err := w.detect(order("a@1 b@1?"))
+	if code := spec.ExitCode(err, -1); code != spec.ExitDetectFail {
+		t.Fatalf("exit code %d (%v)", code, err)
+	}
+	want := event.GroupTried{
+		Group: []event.MemberResult{
+			{Buildpack: "a@1", Result: "pass"},
+			{Buildpack: "b@1", Optional: true, Result: "skipped", Reason: "b@1 provides node, which no buildpack of the group requires"},
+		},
+		Plan:     "a@1 requires jre, which no buildpack of the group provides",
+		Problems: []event.PlanProblem{{Buildpack: "a@1", Name: "jre"}},
+	}
+	var got event.GroupTried
+	for _, e := range w.list {
+		if g, ok := e.(event.GroupTried); ok {
+			got = g
+		}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestDetectReasonsAreTheBuildpacksOwnWords(t *testing.T) {
+	w := newWorld(t)
+	w.add(pack{name: "says@1", detect: `echo looking; echo; printf '\033[31mno requirements.txt\033[0m in .\n' >&2; exit 100`})
+	w.add(pack{name: "mute@1", detect: `exit 100`})
+	w.add(pack{name: "err@1", detect: bad})
+	w.add(pack{name: "plan@1", detect: `echo '[[' > $CNB_BUILD_PLAN_PATH`})
+	w.add(pack{name: "kill@1", detect: `kill -9 $$`})
+	if _, _, err := w.detect(order("says@1 mute@1 err@1 plan@1 kill@1")); spec.ExitCode(err, -1) != spec.ExitDetectError {
+		t.Fatal(err)
+	}
+	reasons := map[string]string{}
+	for _, e := range w.list {
+		if g, ok := e.(event.GroupTried); ok {
+			for _, m := range g.Group {
+				reasons[m.Buildpack] = m.Result + ": " + m.Reason
+			}
+		}
+	}
+	for name, want := range map[string]string{
+		"says@1": "fail: looking; no requirements.txt in .",
+		"mute@1": "fail: it gave no reason (bin/detect exited with 100 and printed nothing)",
+		"err@1":  "error: bin/detect exited with 7: out of order",
+		"plan@1": "error: build plan of plan@1:1:",
+		"kill@1": "error: ",
+	} {
+		if !strings.HasPrefix(reasons[name], want) {
+			t.Errorf("%s: %q, want %q", name, reasons[name], want)
+		}
+	}
+	if r := reasons["kill@1"]; !strings.Contains(r, "kill") {
+		t.Errorf("kill@1: %q does not name the signal", r)
+	}
+}
+
+func TestDetectOutputIsShownOnFailureOrDebugOnly(t *testing.T) {
+	w := newWorld(t)
+	w.add(pack{name: "quiet@1", detect: "echo chatter"})
+	w.add(pack{name: "no@1", detect: fail})
+	w.add(pack{name: "err@1", detect: bad})
+	if _, _, err := w.detect(order("quiet@1 no@1? err@1?")); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.output("quiet@1") + w.output("no@1"); got != "" {
+		t.Errorf("output %q although a group passed", got)
+	}
+	if got := w.output("err@1"); got != "out of order\n" {
+		t.Errorf("output of the one that failed in an unexpected way: %q", got)
+	}
+	if got := w.messages(event.Debug); !strings.Contains(got, "quiet@1: chatter") || !strings.Contains(got, "no@1: not for me") {
+		t.Errorf("debug messages %q", got)
+	}
+
+	w.list = nil
+	if _, _, err := w.detect(order("quiet@1 no@1")); err == nil {
+		t.Fatal("passed")
+	}
+	if got := w.output("quiet@1"); got != "chatter\n" {
+		t.Errorf("output %q when no group passed", got)
+	}
+	if got := w.output("no@1"); got != "not for me\n" {
+		t.Errorf("output %q when no group passed", got)
+	}
+}
+
+func TestDetectEnvironment(t *testing.T) {
+	const dump = `env | grep -v '^_=\|^PWD=\|^OLDPWD=\|^SHLVL=' | sort > $CNB_BUILDPACK_DIR/env; pwd > $CNB_BUILDPACK_DIR/pwd; echo "$0 $1 $2" > $CNB_BUILDPACK_DIR/args`
+	w := newWorld(t)
+	w.set.ExecEnv = "test"
+	w.set.Target.Variant = "v3"
+	w.write(filepath.Join(w.dirs.Platform, "env/USERS"), "x\n", 0o666)
+	w.write(filepath.Join(w.dirs.Platform, "env/PATH"), "/user", 0o666)
+	w.write(filepath.Join(w.dirs.BuildConfig, "env/OPERATORS"), "y", 0o666)
+	w.write(filepath.Join(w.dirs.BuildConfig, "env/USERS"), "default only", 0o666)
+	w.add(pack{name: "new@1", detect: dump})
+	w.add(pack{name: "clear@1", info: "clear-env = true", detect: dump})
+	w.add(pack{name: "old@1", api: "0.9", detect: dump})
+	if _, _, err := w.detect(order("new@1 clear@1 old@1")); err != nil {
+		t.Fatal(err)
+	}
+	dir := func(id string) string { return filepath.Join(w.dirs.Buildpacks, id, "1") }
+	target := "CNB_TARGET_ARCH=amd64\nCNB_TARGET_ARCH_VARIANT=v3\nCNB_TARGET_DISTRO_NAME=debian\nCNB_TARGET_DISTRO_VERSION=12\nCNB_TARGET_OS=linux\n"
+	for id, want := range map[string]string{
+		"new": "CNB_BUILDPACK_DIR=" + dir("new") + "\nCNB_BUILD_PLAN_PATH=PLAN\nCNB_EXEC_ENV=test\nCNB_PLATFORM_DIR=" + w.dirs.Platform + "\n" + target +
+			"HOME=/home/cnb\nOPERATORS=y\nPATH=/user:/usr/bin:/bin\nUSERS=x\n\n",
+		"clear": "CNB_BUILDPACK_DIR=" + dir("clear") + "\nCNB_BUILD_PLAN_PATH=PLAN\nCNB_EXEC_ENV=test\nCNB_PLATFORM_DIR=" + w.dirs.Platform + "\n" + target +
+			"HOME=/home/cnb\nOPERATORS=y\nPATH=/usr/bin:/bin\nUSERS=default only\n",
+		"old": "CNB_BUILDPACK_DIR=" + dir("old") + "\nCNB_BUILD_PLAN_PATH=PLAN\nCNB_PLATFORM_DIR=" + w.dirs.Platform +
+			"\nHOME=/home/cnb\nOPERATORS=y\nPATH=/user:/usr/bin:/bin\nUSERS=x\n\n",
+	} {
+		var args [3]string
+		copy(args[:], strings.Fields(w.read(filepath.Join(dir(id), "args"))))
+		if args[0] != filepath.Join(dir(id), "bin/detect") || args[1] != w.dirs.Platform {
+			t.Errorf("%s: arguments %q", id, args)
+		}
+		got := strings.ReplaceAll(w.read(filepath.Join(dir(id), "env")), args[2], "PLAN")
+		if diff := cmp.Diff(sortedLines(want), sortedLines(got)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", id, diff)
+		}
+		if got := strings.TrimSpace(w.read(filepath.Join(dir(id), "pwd"))); got != w.dirs.App {
+			t.Errorf("%s: working directory %s, want %s", id, got, w.dirs.App)
+		}
+	}
+}
+
+func TestDetectUnknownTargetIsNotSet(t *testing.T) {
+	w := newWorld(t)
+	w.set.Target = spec.Target{OS: "linux", Arch: "amd64"}
+	w.add(pack{name: "a@1", detect: `env | grep ^CNB_TARGET_ | sort > $CNB_BUILDPACK_DIR/env`})
+	if _, _, err := w.detect(order("a@1")); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.read(filepath.Join(w.dirs.Buildpacks, "a/1/env")); got != "CNB_TARGET_ARCH=amd64\nCNB_TARGET_OS=linux\n" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestDetectTargets(t *testing.T) {
+	other := "[[targets]]\nos = \"linux\"\narch = \"riscv64\"\n"
+	tests := []struct {
+		name, order, want string
+		platform          string
+		code              int
+	}{
+		{"required mismatch is an error", "other@1 p@1", "", "0.15", spec.ExitDetectError},
+		{"optional mismatch is asked all the same", "other@1? p@1", "other@1 p@1", "0.15", 0},
+		{"a group without it can pass", "other@1", "", "0.15", spec.ExitDetectError},
+		{"before targets nobody looks", "other@1 p@1", "other@1 p@1", "0.11", 0},
+		{"no targets but bin/build is any linux", "p@1", "p@1", "0.15", 0},
+		{"a distribution that matches", "deb@1", "deb@1", "0.15", 0},
+		{"a distribution that does not", "ubu@1", "", "0.15", spec.ExitDetectError},
+		{"stack *", "star@1", "star@1", "0.15", 0},
+		{"stack bionic", "bionic@1", "", "0.15", spec.ExitDetectError},
+		{"an old buildpack without targets", "old@1", "old@1", "0.15", 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.set.PlatformAPI = tt.platform
+			w.add(pack{name: "p@1"})
+			w.add(pack{name: "other@1", more: other})
+			w.add(pack{name: "old@1", api: "0.9", more: "[[stacks]]\nid = \"some.stack\"\n"})
+			w.add(pack{name: "deb@1", more: "[[targets]]\nos = \"linux\"\n[[targets.distros]]\nname = \"debian\"\nversion = \"12\"\n"})
+			w.add(pack{name: "ubu@1", more: "[[targets]]\nos = \"linux\"\n[[targets.distros]]\nname = \"ubuntu\"\nversion = \"22.04\"\n"})
+			w.add(pack{name: "star@1", more: "[[stacks]]\nid = \"*\"\n"})
+			w.add(pack{name: "bionic@1", more: "[[stacks]]\nid = \"io.buildpacks.stacks.bionic\"\n"})
+			g, _, err := w.detect(order(tt.order))
+			if code := spec.ExitCode(err, -1); code != tt.code {
+				t.Fatalf("exit code %d (%v), want %d", code, err, tt.code)
+			}
+			if got := names(g.Group); got != tt.want {
+				t.Errorf("group %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestDetectExecEnv(t *testing.T) {
+	tests := []struct {
+		name, order, env, platform, want string
+		code                             int
+	}{
+		{"not for this environment is skipped", "test@1 p@1", "production", "0.15", "p@1", 0},
+		{"default is production", "test@1 prod@1 p@1", "", "0.15", "prod@1 p@1", 0},
+		{"for this environment", "test@1 prod@1 p@1", "test", "0.15", "test@1 p@1", 0},
+		{"the other spelling", "tables@1 p@1", "test", "0.15", "tables@1 p@1", 0},
+		{"the other spelling, not for it", "tables@1 p@1", "production", "0.15", "p@1", 0},
+		{"* means all", "star@1", "staging", "0.15", "star@1", 0},
+		{"all skipped", "test@1", "production", "0.15", "", spec.ExitDetectFail},
+		{"old platforms know no environments", "test@1 p@1", "production", "0.14", "test@1 p@1", 0},
+		{"old buildpacks know no environments", "old@1 p@1", "production", "0.15", "old@1 p@1", 0},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t)
+			w.set.ExecEnv, w.set.PlatformAPI = tt.env, tt.platform
+			w.add(pack{name: "p@1"})
+			w.add(pack{name: "test@1", info: `exec-env = ["test"]`})
+			w.add(pack{name: "prod@1", info: `exec-env = ["production"]`})
+			w.add(pack{name: "old@1", api: "0.11", info: `exec-env = ["test"]`})
+			w.add(pack{name: "star@1", info: `exec-env = ["*"]`})
+			w.add(pack{name: "tables@1", more: "[[buildpack.exec-env]]\nname = \"test\"\n"})
+			g, _, err := w.detect(order(tt.order))
+			if code := spec.ExitCode(err, -1); code != tt.code {
+				t.Fatalf("exit code %d (%v), want %d", code, err, tt.code)
+			}
+			if got := names(g.Group); got != tt.want {
+				t.Errorf("group %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestDetectExecEnvOfOrderEntry(t *testing.T) {
+	w := newWorld(t)
+	w.add(pack{name: "a@1"})
+	w.add(pack{name: "b@1"})
+	o := order("a@1 b@1")
+	o.Order[0].Group[0].ExecEnv = []string{"test"}
+	g, _, err := w.detect(o)
+	if err != nil || names(g.Group) != "b@1" {
+		t.Errorf("group %q, error %v, want b@1 alone", names(g.Group), err)
+	}
+}
+
+func TestDetectAllSkippedGoesOnToNextGroup(t *testing.T) {
+	w := newWorld(t)
+	w.add(pack{name: "a@1", info: `exec-env = ["test"]`})
+	w.add(pack{name: "b@1"})
+	g, _, err := w.detect(order("a@1", "b@1"))
+	if err != nil || names(g.Group) != "b@1" {
+		t.Errorf("group %q, error %v", names(g.Group), err)
+	}
+	requireStrings(t, "tried", w.tried(), "a@1:skipped", "b@1:pass")
+	if n := w.runs()["a@1"]; n != 0 {
+		t.Errorf("the skipped buildpack ran %d times", n)
+	}
+}
+
+func TestDetectCycle(t *testing.T) {
+	w := newWorld(t)
+	w.add(pack{name: "p@1"})
+	w.composite("a@1", "p@1 b@1")
+	w.composite("b@1", "c@1")
+	w.composite("c@1", "p@1", "b@1")
+	_, _, err := w.detect(order("p@1", "a@1"))
+	if err == nil || !strings.Contains(err.Error(), "b@1 -> c@1 -> b@1") {
+		t.Errorf("error %v does not print the cycle", err)
+	}
+	if code := spec.ExitCode(err, -1); code != spec.ExitDetect {
+		t.Errorf("exit code %d, want %d", code, spec.ExitDetect)
+	}
+	if len(w.runs()) != 0 {
+		t.Error("a buildpack ran although the order is broken")
+	}
+}
+
+func TestDetectSameCompositeTwiceIsNoCycle(t *testing.T) {
+	w := newWorld(t)
+	w.add(pack{name: "p@1"})
+	w.composite("leaf@1", "p@1")
+	w.composite("a@1", "leaf@1")
+	w.composite("b@1", "leaf@1 a@1")
+	g, _, err := w.detect(order("b@1 a@1"))
+	if err != nil || names(g.Group) != "p@1" {
+		t.Errorf("group %q, error %v", names(g.Group), err)
+	}
+}
+
+func TestDetectUnsupportedAPI(t *testing.T) {
+	w := newWorld(t)
+	w.add(pack{name: "p@1"})
+	w.add(pack{name: "future@1", api: "7.0"})
+	_, _, err := w.detect(order("p@1", "future@1"))
+	if code := spec.ExitCode(err, -1); code != spec.ExitBuildpackAPI {
+		t.Errorf("exit code %d (%v), want %d", code, err, spec.ExitBuildpackAPI)
+	}
+	if err == nil || !strings.Contains(err.Error(), "future@1") {
+		t.Errorf("error %v does not name the buildpack", err)
+	}
+	if len(w.runs()) != 0 {
+		t.Error("a buildpack ran before the order was checked")
+	}
+}
+
+func TestDetectMissingBuildpack(t *testing.T) {
+	w := newWorld(t)
+	_, _, err := w.detect(order("acme/gone@1"))
+	if code := spec.ExitCode(err, -1); code != spec.ExitDetect || !strings.Contains(err.Error(), "acme/gone@1") {
+		t.Errorf("exit code %d, error %v", code, err)
+	}
+	if hint := spec.HintOf(err); !strings.Contains(hint, "acme_gone/1/buildpack.toml") {
+		t.Errorf("hint %q does not name the file", hint)
+	}
+}
+
+func TestDetectMissingExecutable(t *testing.T) {
+	w := newWorld(t)
+	w.add(pack{name: "a@1"})
+	if err := os.Remove(filepath.Join(w.dirs.Buildpacks, "a/1/bin/detect")); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := w.detect(order("a@1")); spec.ExitCode(err, -1) != spec.ExitDetectError {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestDetectRunsAGroupInParallel(t *testing.T) {
+	w := newWorld(t)
+	// Each waits until it sees the other: one after the other would never end.
+	meet := func(me, other string) string {
+		return "touch ../" + me + "\ni=0\nwhile [ ! -e ../" + other + " ]; do i=$((i+1)); [ $i -lt 500 ] || exit 9; sleep 0.01; done"
+	}
+	w.add(pack{name: "a@1", detect: meet("a", "b")})
+	w.add(pack{name: "b@1", detect: meet("b", "a")})
+	if _, _, err := w.detect(order("a@1 b@1")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDetectHostilePlans(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("[[provides]]\nname = \"x\"\n"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	for name, script := range map[string]string{
+		"fifo":      `rm $CNB_BUILD_PLAN_PATH; mkfifo $CNB_BUILD_PLAN_PATH`,
+		"symlink":   `ln -sf ` + secret + ` $CNB_BUILD_PLAN_PATH`,
+		"device":    `ln -sf /dev/zero $CNB_BUILD_PLAN_PATH`,
+		"directory": `rm $CNB_BUILD_PLAN_PATH; mkdir $CNB_BUILD_PLAN_PATH`,
+		"huge":      `truncate -s 1T $CNB_BUILD_PLAN_PATH`,
+		"version":   `printf '[[requires]]\nname = "a"\nversion = "1"\n' > $CNB_BUILD_PLAN_PATH`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.add(pack{name: "a@1", detect: script})
+			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+			defer cancel()
+			_, _, err := Detect(ctx, sandbox.InPlace{}, w.dirs, w.set, order("a@1"), w)
+			if code := spec.ExitCode(err, -1); code != spec.ExitDetectError {
+				t.Errorf("exit code %d (%v), want %d", code, err, spec.ExitDetectError)
+			}
+		})
+	}
+	t.Run("removed is empty", func(t *testing.T) {
+		w := newWorld(t)
+		w.add(pack{name: "a@1", detect: `rm $CNB_BUILD_PLAN_PATH`})
+		if _, _, err := w.detect(order("a@1")); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("endless output is bounded", func(t *testing.T) {
+		w := newWorld(t)
+		w.add(pack{name: "a@1", detect: `head -c 3000000 /dev/zero | tr '\0' x; echo; echo the end; exit 100`})
+		if _, _, err := w.detect(order("a@1")); spec.ExitCode(err, -1) != spec.ExitDetectFail {
+			t.Error(err)
+		}
+		if got := w.output("a@1"); got != "the end\n" {
+			t.Errorf("%d bytes of output", len(got))
+		}
+	})
+}
+
+func TestDetectEndsWithItsContext(t *testing.T) {
+	w := newWorld(t)
+	w.add(pack{name: "a@1", detect: "touch ../started; sleep 60"})
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		for {
+			if _, err := os.Stat(filepath.Join(w.dirs.App, "../started")); err == nil {
+				cancel()
+				return
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	}()
+	start := time.Now()
+	_, _, err := Detect(ctx, sandbox.InPlace{}, w.dirs, w.set, order("a@1"), w)
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v does not say canceled", err)
+	}
+	if took := time.Since(start); took > 15*time.Second {
+		t.Errorf("took %s", took)
+	}
+}
+
+func TestDetectExtensions(t *testing.T) {
+	w := newWorld(t)
+	ext := func(name, detect string) {
+		dir := filepath.Join(w.dirs.Extensions, name, "1")
+		w.write(filepath.Join(dir, "extension.toml"), "api = \"0.12\"\n[extension]\nid = \""+name+"\"\nversion = \"1\"\n", 0o666)
+		if detect != "" {
+			w.write(filepath.Join(dir, "bin/detect"), shebang+detect, 0o777)
+		}
+	}
+	ext("curl", `printf '[[provides]]\nname = "curl"\n' > $CNB_BUILD_PLAN_PATH; env > $CNB_EXTENSION_DIR/env`)
+	ext("static", "")
+	w.write(filepath.Join(w.dirs.Extensions, "static/1/detect/plan.toml"), "[[provides]]\nname = \"wget\"\n", 0o666)
+	ext("unused", `printf '[[provides]]\nname = "unused"\n' > $CNB_BUILD_PLAN_PATH`)
+	ext("greedy", `printf '[[requires]]\nname = "curl"\n' > $CNB_BUILD_PLAN_PATH`)
+	w.add(pack{name: "p@1", detect: `printf '[[requires]]\nname = "curl"\n[[requires]]\nname = "wget"\n' > $CNB_BUILD_PLAN_PATH`})
+	o := order("p@1")
+	o.OrderExtensions = []spec.OrderGroup{group("curl@1 static@1 unused@1 greedy@1")}
+
+	g, plan, err := w.detect(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := names(g.Group) + " | " + names(g.GroupExtensions); got != "p@1 | curl@1 static@1" {
+		t.Errorf("group %q", got)
+	}
+	if p := plan.Entries[0].Providers[0]; p != (spec.PlanProvider{ID: "curl", Version: "1", Extension: true}) {
+		t.Errorf("provider %+v", p)
+	}
+	env := w.read(filepath.Join(w.dirs.Extensions, "curl/1/env"))
+	if strings.Contains(env, "CNB_BUILDPACK_DIR") || !strings.Contains(env, "CNB_EXTENSION_DIR=") {
+		t.Errorf("environment of an extension:\n%s", env)
+	}
+	requireStrings(t, "tried", w.tried(), "curl@1:pass static@1:pass unused@1:skipped greedy@1:error p@1:pass")
+
+	t.Run("only extensions pass", func(t *testing.T) {
+		w.add(pack{name: "f@1", detect: fail})
+		o := order("f@1?")
+		o.OrderExtensions = []spec.OrderGroup{group("static@1")}
+		if _, _, err := w.detect(o); spec.ExitCode(err, -1) != spec.ExitDetectFail {
+			t.Errorf("error %v", err)
+		}
+	})
+	t.Run("extensions below 0.10 do not exist", func(t *testing.T) {
+		w.set.PlatformAPI = "0.9"
+		if _, _, err := w.detect(o); spec.ExitCode(err, -1) != spec.ExitDetectFail {
+			t.Errorf("error %v: the plan cannot be met without them", err)
+		}
+	})
+}
+
+func TestDetectPipeForDescriptor(t *testing.T) {
+	w := newWorld(t)
+	dir := filepath.Join(w.dirs.Buildpacks, "a/1")
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(filepath.Join(dir, "buildpack.toml"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := w.detect(order("a@1")); err == nil || !strings.Contains(err.Error(), "regular file") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestDetectTooManyGroups(t *testing.T) {
+	w := newWorld(t)
+	w.add(pack{name: "f@1", detect: fail})
+	many := strings.Repeat("f@1\n", 20)
+	var all []string
+	for _, id := range []string{"a", "b", "c", "d", "e"} {
+		w.composite(id+"@1", strings.Split(strings.TrimSpace(many), "\n")...)
+		all = append(all, id+"@1")
+	}
+	w.list = nil
+	_, _, err := Detect(context.Background(), sandbox.InPlace{}, w.dirs, w.set, order(strings.Join(all, " ")), event.Discard)
+	if code := spec.ExitCode(err, -1); code != spec.ExitDetect || !strings.Contains(err.Error(), "groups") {
+		t.Errorf("exit code %d, error %v", code, err)
+	}
+}
+
+func TestWithSystem(t *testing.T) {
+	w := newWorld(t)
+	var sys spec.System
+	sys.System.Pre.Buildpacks = group("pre@1 a@9").Group
+	sys.System.Post.Buildpacks = group("post@1?").Group
+	o := order("a@1 b@1", "b@1 post@7")
+	var got []string
+	for _, g := range WithSystem("0.15", o, sys).Order {
+		got = append(got, names(g.Group))
+	}
+	requireStrings(t, "order", got, "pre@1 a@1 b@1 post@1", "pre@1 a@9 b@1 post@7")
+	if diff := cmp.Diff(o, WithSystem("0.14", o, sys)); diff != "" {
+		t.Errorf("0.14 knows no system buildpacks:\n%s", diff)
+	}
+
+	// Required by default, optional where it says so.
+	w.add(pack{name: "a@1"})
+	w.add(pack{name: "a@9"})
+	w.add(pack{name: "b@1"})
+	w.add(pack{name: "pre@1"})
+	w.add(pack{name: "post@1", detect: fail})
+	g, _, err := w.detect(WithSystem("0.15", order("a@1 b@1"), sys))
+	if err != nil || names(g.Group) != "pre@1 a@1 b@1" {
+		t.Errorf("group %q, error %v", names(g.Group), err)
+	}
+	sys.System.Post.Buildpacks[0].Optional = false
+	if _, _, err := w.detect(WithSystem("0.15", order("a@1 b@1"), sys)); spec.ExitCode(err, -1) != spec.ExitDetectFail {
+		t.Errorf("a required system buildpack failed, and the error is %v", err)
+	}
+}
+
+func TestTargetOf(t *testing.T) {
+	release := []byte("PRETTY_NAME=\"Debian\"\nID=debian\nVERSION_ID=\"12\"\n")
+	known := spec.Target{OS: "linux", Arch: "arm64", Distro: &spec.Distro{Name: "ubuntu", Version: "22.04"}}
+	unknown := spec.Target{OS: "linux", Arch: "arm64"}
+	debian := spec.Target{OS: "linux", Arch: "arm64", Distro: &spec.Distro{Name: "debian", Version: "12"}}
+	for _, tt := range []struct {
+		name     string
+		analyzed spec.Analyzed
+		release  []byte
+		want     spec.Target
+	}{
+		{"known", spec.Analyzed{RunImage: &spec.RunImage{Target: &known}}, release, known},
+		{"filled", spec.Analyzed{RunImage: &spec.RunImage{Target: &unknown}}, release, debian},
+		{"nowhere", spec.Analyzed{RunImage: &spec.RunImage{Target: &unknown}}, nil, unknown},
+		{"no run image", spec.Analyzed{}, nil, spec.Target{}},
+	} {
+		if diff := cmp.Diff(tt.want, TargetOf(tt.analyzed, tt.release)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
+		}
+	}
+	if unknown.Distro != nil {
+		t.Error("the analyzed target was changed")
+	}
+}
+
+func sortedLines(s string) []string {
+	var list []string
+	for line := range strings.Lines(s) {
+		if line = strings.TrimSuffix(line, "\n"); line != "" {
+			list = append(list, line)
+		}
+	}
+	return list
+}
