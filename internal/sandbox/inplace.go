@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -169,7 +168,7 @@ func lookPath(name string, env []string) (string, error) {
 			return path, nil
 		}
 	}
-	return "", fmt.Errorf("not found in PATH: %w", fs.ErrNotExist)
+	return "", fmt.Errorf("not found in PATH: %w", syscall.ENOENT)
 }
 
 func getenv(env []string, name string) string {

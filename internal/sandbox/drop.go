@@ -1,0 +1,139 @@
+package sandbox
+
+import (
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// rootCaps are what a package manager that runs as uid 0 with sub-ids needs, and no more: nothing
+// that reaches beyond files, ids and processes of the step.
+var rootCaps = []uintptr{
+	unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_FSETID, unix.CAP_FOWNER, unix.CAP_SETGID, unix.CAP_SETUID,
+	unix.CAP_SETPCAP, unix.CAP_NET_BIND_SERVICE, unix.CAP_SYS_CHROOT, unix.CAP_KILL, unix.CAP_SETFCAP,
+}
+
+// maxCap is above every capability there is; the kernel says EINVAL at the first that it lacks.
+const maxCap = 63
+
+// dropPrivileges gives up, on the calling thread alone, all that the step must not have. The thread
+// must be locked for good. The order matters: the ambient set survives a drop of the bounding set,
+// and setuid and capset need the capabilities that go last.
+func dropPrivileges(r *runRequest) error {
+	var keep []uintptr
+	if r.RootCaps {
+		keep = rootCaps
+	}
+	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
+		return fmt.Errorf("clear ambient capabilities: %w", err)
+	}
+	if err := dropBounding(keep); err != nil {
+		return fmt.Errorf("drop bounding capabilities: %w", err)
+	}
+	// Else the uid change below would clear what is to be kept, or the capset fail.
+	if err := unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("keep capabilities: %w", err)
+	}
+	if err := setIDs(r.Spec.UID, r.Spec.GID, r.SetGroups); err != nil {
+		return err
+	}
+	if err := setCaps(keep); err != nil {
+		return fmt.Errorf("drop capabilities: %w", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("set no_new_privs: %w", err)
+	}
+	if err := restrictScope(); err != nil {
+		return fmt.Errorf("landlock: %w", err)
+	}
+	if err := filterSyscalls(); err != nil {
+		return fmt.Errorf("seccomp: %w", err)
+	}
+	return nil
+}
+
+func dropBounding(keep []uintptr) error {
+	for c := uintptr(0); c <= maxCap; c++ {
+		if contains(keep, c) {
+			continue
+		}
+		err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0)
+		if err == unix.EINVAL {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func contains(set []uintptr, c uintptr) bool {
+	for _, s := range set {
+		if s == c {
+			return true
+		}
+	}
+	return false
+}
+
+// setIDs uses the raw system calls: those of package syscall change all threads, and the rest of
+// PID 1 must stay able to signal the step.
+func setIDs(uid, gid int, setGroups bool) error {
+	if setGroups {
+		group := uint32(gid)
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, 1, uintptr(unsafe.Pointer(&group)), 0); errno != 0 {
+			return fmt.Errorf("set groups: %w", errno)
+		}
+	}
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, uintptr(gid), uintptr(gid), uintptr(gid)); errno != 0 {
+		return fmt.Errorf("set gid %d: %w", gid, errno)
+	}
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)); errno != 0 {
+		return fmt.Errorf("set uid %d: %w", uid, errno)
+	}
+	return nil
+}
+
+// setCaps makes keep the effective and permitted sets, and empties the inheritable one: a set left
+// there comes back with the first file that has capabilities.
+func setCaps(keep []uintptr) error {
+	var data [2]unix.CapUserData
+	for _, c := range keep {
+		data[c/32].Effective |= 1 << (c % 32)
+		data[c/32].Permitted |= 1 << (c % 32)
+	}
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	return unix.Capset(&head, &data[0])
+}
+
+// landlockScopeABI is the first version that confines abstract sockets and signals.
+const landlockScopeABI = 6
+
+// landlockABI is 0 where there is no Landlock.
+func landlockABI() int {
+	v, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
+	if errno != 0 {
+		return 0
+	}
+	return int(v)
+}
+
+// restrictScope keeps the step from abstract unix sockets of the host, which a shared network lets
+// it see, and from signalling processes outside. It handles no file access: the mounts do that.
+func restrictScope() error {
+	if landlockABI() < landlockScopeABI {
+		return nil // reported by Start
+	}
+	attr := struct{ fs, net, scoped uint64 }{scoped: unix.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | unix.LANDLOCK_SCOPE_SIGNAL}
+	fd, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr), 0)
+	if errno != 0 {
+		return errno
+	}
+	defer unix.Close(int(fd))
+	if _, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_RESTRICT_SELF, fd, 0, 0); errno != 0 {
+		return errno
+	}
+	return nil
+}
