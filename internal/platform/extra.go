@@ -1,0 +1,197 @@
+package platform
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/sandbox"
+	"github.com/kilnbuild/kiln/internal/spec"
+)
+
+// extras are the buildpacks that a request names: they are mounted beside the
+// builder's, and their order replaces the builder's.
+type extras struct {
+	Order  spec.Order
+	Mounts []sandbox.Mount
+	// Lowers are trees of buildpackage images, for the root's overlay.
+	Lowers []string
+}
+
+// descriptorLimit bounds a buildpack.toml, in bytes.
+const descriptorLimit = 1 << 20
+
+// findBuildpacks looks each name up: a folder, an id in the builder, an image.
+func (p *Platform) findBuildpacks(ctx context.Context, req Request, b builderRoot) (extras, error) {
+	var x extras
+	var group spec.OrderGroup
+	for _, name := range req.Buildpacks {
+		m, err := p.findBuildpack(ctx, name, req.Insecure, b, &x)
+		if err != nil {
+			return x, err
+		}
+		group.Group = append(group.Group, m)
+	}
+	if len(group.Group) > 0 {
+		x.Order.Order = []spec.OrderGroup{group}
+	}
+	return x, nil
+}
+
+func (p *Platform) findBuildpack(ctx context.Context, name string, insecure []string, b builderRoot, x *extras) (spec.GroupElement, error) {
+	bare := strings.TrimPrefix(strings.TrimPrefix(name, "from=builder:"), "urn:cnb:builder:")
+	dir := strings.TrimPrefix(name, "file://")
+	if fi, err := os.Stat(dir); err == nil && bare == name {
+		if !fi.IsDir() {
+			return spec.GroupElement{}, badInput(fmt.Errorf("buildpack %s is not a folder", name), "name the folder with buildpack.toml in it")
+		}
+		return x.addDir(dir)
+	}
+	if m, err := inBuilder(bare, b); err == nil || bare != name {
+		return m, err
+	}
+	if strings.ContainsAny(name, "/.:") && !strings.HasPrefix(name, ".") && !strings.HasPrefix(name, "/") {
+		m, err := p.addPackage(ctx, strings.TrimPrefix(name, "docker://"), insecure, x)
+		if err == nil {
+			return m, nil
+		}
+		return m, badInput(fmt.Errorf("buildpack %s: neither a folder, nor in the builder, nor an image: %w", name, err), "the builder has: "+strings.Join(buildpacksOf(b), ", "))
+	}
+	return spec.GroupElement{}, badInput(fmt.Errorf("buildpack %s: no such folder, and the builder has none of that id", name), "the builder has: "+strings.Join(buildpacksOf(b), ", "))
+}
+
+func (x *extras) addDir(dir string) (spec.GroupElement, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return spec.GroupElement{}, err
+	}
+	content, err := layer.Stack{Upper: dir}.ReadFile("buildpack.toml", descriptorLimit)
+	if err != nil {
+		return spec.GroupElement{}, badInput(fmt.Errorf("buildpack %s: %w", dir, err), "a buildpack is a folder with buildpack.toml, bin/detect and bin/build")
+	}
+	bp, err := spec.ReadBuildpack(content, filepath.Join(dir, "buildpack.toml"))
+	if err != nil {
+		return spec.GroupElement{}, badInput(err, "https://buildpacks.io/docs/reference/config/buildpack-config has the format")
+	}
+	target := path.Join("/cnb/buildpacks", spec.EscapeID(bp.Buildpack.ID), bp.Buildpack.Version)
+	x.Mounts = append(x.Mounts, sandbox.Mount{Source: dir, Target: target, ReadOnly: true})
+	return spec.GroupElement{ID: bp.Buildpack.ID, Version: bp.Buildpack.Version}, nil
+}
+
+// inBuilder finds id or id@version among the builder's buildpacks.
+func inBuilder(name string, b builderRoot) (spec.GroupElement, error) {
+	id, version, _ := strings.Cut(name, "@")
+	var versions []string
+	for _, have := range buildpacksOf(b) {
+		if haveID, v, _ := strings.Cut(have, "@"); haveID == spec.EscapeID(id) {
+			versions = append(versions, v)
+		}
+	}
+	hint := "the builder has: " + strings.Join(buildpacksOf(b), ", ")
+	switch {
+	case len(versions) == 0:
+		return spec.GroupElement{}, badInput(fmt.Errorf("buildpack %s is not in the builder", name), hint)
+	case version == "" && len(versions) > 1:
+		return spec.GroupElement{}, badInput(fmt.Errorf("buildpack %s: the builder has several versions: %s", id, strings.Join(versions, ", ")), "name one as "+id+"@"+versions[0])
+	case version == "":
+		version = versions[0]
+	case !slices.Contains(versions, version):
+		return spec.GroupElement{}, badInput(fmt.Errorf("buildpack %s: the builder has %s", name, strings.Join(versions, ", ")), hint)
+	}
+	return spec.GroupElement{ID: id, Version: version}, nil
+}
+
+// buildpacksOf lists the builder's buildpacks as escaped-id@version.
+func buildpacksOf(b builderRoot) []string {
+	s := b.stack("/cnb/buildpacks")
+	var all []string
+	ids, err := s.ReadDir(".")
+	if err != nil {
+		return nil
+	}
+	for _, id := range ids {
+		if !id.IsDir() {
+			continue
+		}
+		versions, err := s.ReadDir(id.Name())
+		if err != nil {
+			continue
+		}
+		for _, v := range versions {
+			if v.IsDir() {
+				all = append(all, id.Name()+"@"+v.Name())
+			}
+		}
+	}
+	return all
+}
+
+// addPackage takes a buildpackage image: its layers become part of the root.
+func (p *Platform) addPackage(ctx context.Context, ref string, insecure []string, x *extras) (spec.GroupElement, error) {
+	img, err := p.open(ctx, ref, insecure)
+	if err != nil {
+		return spec.GroupElement{}, err
+	}
+	cf, err := img.ConfigFile()
+	if err != nil {
+		return spec.GroupElement{}, fmt.Errorf("read %s: %w", ref, err)
+	}
+	var m struct {
+		ID      string `json:"id"`
+		Version string `json:"version"`
+	}
+	label := cf.Config.Labels[spec.BuildpackageLabel]
+	if label == "" {
+		return spec.GroupElement{}, fmt.Errorf("%s has no label %s", ref, spec.BuildpackageLabel)
+	}
+	if err := json.Unmarshal([]byte(label), &m); err != nil || m.ID == "" || m.Version == "" {
+		return spec.GroupElement{}, errors.Join(fmt.Errorf("%s: label %s names no buildpack", ref, spec.BuildpackageLabel), err)
+	}
+	layers, err := img.Layers()
+	if err != nil {
+		return spec.GroupElement{}, fmt.Errorf("read %s: %w", ref, err)
+	}
+	lowers, err := p.trees(ctx, layers)
+	if err != nil {
+		return spec.GroupElement{}, fmt.Errorf("unpack %s: %w", ref, err)
+	}
+	x.Lowers = append(x.Lowers, lowers...)
+	return spec.GroupElement{ID: m.ID, Version: m.Version}, nil
+}
+
+// writeOrder puts the order where the detector looks first.
+func (x extras) writeOrder(layers layer.Stack) error {
+	if len(x.Order.Order) == 0 {
+		return nil
+	}
+	b, err := spec.Marshal(x.Order)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(layers.Upper, "order.toml"), b, 0o644)
+}
+
+// writeEnv lays the user's environment out as <platform>/env.
+func writeEnv(dir string, env map[string]string) error {
+	envDir := filepath.Join(dir, "env")
+	if err := os.MkdirAll(envDir, 0o755); err != nil {
+		return err
+	}
+	for name, value := range env {
+		if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
+			return badInput(fmt.Errorf("environment variable %q: not a usable name", name), "write it as NAME=VALUE")
+		}
+		if err := os.WriteFile(filepath.Join(envDir, name), []byte(value), fs.FileMode(0o644)); err != nil {
+			return fmt.Errorf("environment variable %s: %w", name, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,80 @@
+package platform
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+
+	"github.com/kilnbuild/kiln/internal/event"
+	"github.com/kilnbuild/kiln/internal/spec"
+)
+
+// selection says which files of the source directory belong to the app.
+type selection struct {
+	include, exclude patterns
+}
+
+// skips says whether rel stays out. Directories stay in when include may name
+// something below them.
+func (s selection) skips(rel string, isDir bool) bool {
+	if s.exclude != nil {
+		return s.exclude.match(rel, isDir)
+	}
+	if s.include != nil {
+		return !isDir && !s.include.match(rel, isDir)
+	}
+	return false
+}
+
+// readProject reads the request's project descriptor. Without one named, a
+// missing project.toml is an empty one.
+func readProject(req Request) (spec.Project, error) {
+	path, named := req.Descriptor, req.Descriptor != ""
+	if !named {
+		path = filepath.Join(req.Path, "project.toml")
+	}
+	content, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) && !named {
+		return spec.Project{}, nil
+	}
+	if err != nil {
+		return spec.Project{}, badInput(fmt.Errorf("project descriptor: %w", err), "name the file with --descriptor FILE, or leave the flag out")
+	}
+	project, err := spec.ReadProject(content, path)
+	if err != nil {
+		return spec.Project{}, badInput(err, "https://buildpacks.io/docs/reference/config/project-descriptor has the format")
+	}
+	return project, nil
+}
+
+// withProject merges a project descriptor into a request. What the command
+// line says beats the file.
+func (r Request) withProject(p spec.Project) Request {
+	env := map[string]string{}
+	for _, e := range p.Env {
+		if spec.InExecEnv(e.ExecEnv, "production") {
+			env[e.Name] = e.Value
+		}
+	}
+	maps.Copy(env, r.Env)
+	r.Env = env
+	if r.Builder == "" {
+		r.Builder = p.Builder
+	}
+	return r
+}
+
+// warnings are events for what the descriptor has and kiln leaves alone.
+func projectWarnings(p spec.Project) []event.Event {
+	var events []event.Event
+	for _, w := range p.Warnings {
+		events = append(events, event.Message{Level: event.Warn, Text: w})
+	}
+	if len(p.Group)+len(p.Pre)+len(p.Post) > 0 {
+		events = append(events, event.Message{Level: event.Warn, Text: "project descriptor: groups of buildpacks are not read yet; name them with --buildpack"})
+	}
+	return events
+}

@@ -1,0 +1,158 @@
+// Package platform turns a request for an image into steps of the lifecycle
+// and carries them out: trusted steps in this process, foreign ones (they run
+// buildpacks) in a sandbox.
+package platform
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/kilnbuild/kiln/internal/spec"
+)
+
+// Request is what a person asks for when they type `kiln build`. It is plain
+// values: nothing in it has been opened or checked against the disk.
+type Request struct {
+	// Image is the name the image gets; Tags are more names for it.
+	Image string
+	Tags  []string
+	// Path is the app's source directory.
+	Path string
+	// Builder is a builder image; empty means the built-in one.
+	Builder string
+	// RunImage overrides the builder's run image.
+	RunImage string
+	// Buildpacks replaces the builder's order by one group: directories, IDs in
+	// the builder (id or id@version), or buildpackage images.
+	Buildpacks []string
+	// Env is what the user wants buildpacks to see; it becomes files in
+	// <platform>/env.
+	Env map[string]string
+	// DefaultProcess is the process type that the entrypoint starts.
+	DefaultProcess string
+	Volumes        []Volume
+	// Network of the foreign steps: host or none.
+	Network    string
+	ClearCache bool
+	// Outputs is where the image goes; empty means the store.
+	Outputs []Destination
+	// Descriptor is the path of project.toml; empty means the one in Path, if any.
+	Descriptor string
+	// Insecure lists registries that may be spoken to over plain HTTP.
+	Insecure []string
+	// Isolation pins the sandbox tier; empty takes the best there is.
+	Isolation string
+	// SourceDateEpoch is the image's creation time in seconds; empty means the
+	// spec's constant.
+	SourceDateEpoch string
+	// LogLevel of buildpacks and lifecycle: debug or info.
+	LogLevel string
+	// Mirror is a Debian mirror for the built-in builder; empty means apt's.
+	Mirror string
+}
+
+// Volume is a host directory or file that the foreign steps see.
+type Volume struct {
+	Source, Target string
+	ReadOnly       bool
+}
+
+// ParseVolume reads pack's form: source:target[:ro|rw]. Read-only is the default.
+func ParseVolume(s string) (Volume, error) {
+	parts := strings.Split(s, ":")
+	v := Volume{ReadOnly: true}
+	if len(parts) < 2 || len(parts) > 3 {
+		return v, badInput(fmt.Errorf("volume %q: want source:target[:ro|rw]", s), "for example --volume \"$PWD/settings:/platform/bindings/settings\"")
+	}
+	v.Source, v.Target = parts[0], parts[1]
+	if !strings.HasPrefix(v.Source, "/") || !strings.HasPrefix(v.Target, "/") {
+		return v, badInput(fmt.Errorf("volume %q: both paths must be absolute", s), "write it as \"$PWD/dir:/target\"")
+	}
+	for _, reserved := range []string{"/layers", "/cnb", "/workspace", "/proc", "/dev", "/sys"} {
+		if v.Target == reserved || (reserved != "/workspace" && strings.HasPrefix(v.Target, reserved+"/")) || v.Target == "/" {
+			return v, badInput(fmt.Errorf("volume %q: %s belongs to the build", s, v.Target), "mount it somewhere else, for example below /volumes")
+		}
+	}
+	if len(parts) == 3 {
+		switch parts[2] {
+		case "ro":
+		case "rw":
+			v.ReadOnly = false
+		default:
+			return v, badInput(fmt.Errorf("volume %q: unknown option %q", s, parts[2]), "options are ro (default) and rw")
+		}
+	}
+	return v, nil
+}
+
+// DestinationKind says what sort of place an image goes to.
+type DestinationKind string
+
+// The places that kiln writes images to.
+const (
+	ToStore         DestinationKind = "store"
+	ToRegistry      DestinationKind = "registry"
+	ToLayout        DestinationKind = "oci"
+	ToOCIArchive    DestinationKind = "oci-archive"
+	ToDockerArchive DestinationKind = "docker-archive"
+)
+
+// Destination is one place for the image. Path is empty for the store and a
+// registry.
+type Destination struct {
+	Kind DestinationKind
+	Path string
+}
+
+// ParseDestination reads the form of --output: oci:DIR, oci-archive:FILE or
+// docker-archive:FILE.
+func ParseDestination(s string) (Destination, error) {
+	kind, path, ok := strings.Cut(s, ":")
+	switch k := DestinationKind(kind); k {
+	case ToLayout, ToOCIArchive, ToDockerArchive:
+		if !ok || path == "" {
+			return Destination{}, badInput(fmt.Errorf("output %q names no path", s), fmt.Sprintf("write it as %s:PATH", kind))
+		}
+		return Destination{Kind: k, Path: path}, nil
+	}
+	return Destination{}, badInput(fmt.Errorf("output %q is of no known kind", s), "use oci:DIR, oci-archive:FILE or docker-archive:FILE; --publish sends to a registry")
+}
+
+// ImageName is a checked image name in the two forms that people and
+// registries use.
+type ImageName struct {
+	// Short is the name as docker would show it: hello:latest.
+	Short string
+	// Full is the same with registry and namespace: index.docker.io/library/hello:latest.
+	Full string
+	// Registry is the host that Full begins with.
+	Registry string
+}
+
+// ParseImageName checks a name that an image is to get: a tag, never a digest.
+func ParseImageName(s string) (ImageName, error) {
+	tag, err := name.NewTag(s, name.WeakValidation)
+	if err != nil {
+		hint := "a name looks like my-app, my-app:1.2 or registry.example.com/team/my-app"
+		if lower := strings.ToLower(s); lower != s {
+			hint = fmt.Sprintf("names are lower case: did you mean %q?", lower)
+		} else if strings.Contains(s, "@") {
+			hint = "a new image gets a name and a tag; its digest is only known when it is built"
+		}
+		return ImageName{}, badInput(fmt.Errorf("image name %q: not a valid reference", s), hint)
+	}
+	return ImageName{Short: shortName(tag), Full: tag.Name(), Registry: tag.RegistryStr()}, nil
+}
+
+func shortName(tag name.Tag) string {
+	repo := tag.Context().Name()
+	repo = strings.TrimPrefix(repo, name.DefaultRegistry+"/")
+	repo = strings.TrimPrefix(repo, "library/")
+	return repo + ":" + tag.TagStr()
+}
+
+// badInput marks an error as the caller's to mend.
+func badInput(err error, hint string) error {
+	return spec.Exit(spec.ExitInvalidArgs, spec.WithHint(err, "%s", hint))
+}
