@@ -159,7 +159,7 @@ func (b *build) settle(ctx context.Context, dir string, l buildpack.Layer) error
 	}
 	path := filepath.Join(dir, l.Name)
 	if l.Types == (spec.LayerTypes{}) {
-		return ignore(ctx, path)
+		return ignore(ctx, path, os.Rename)
 	}
 	if !l.Types.Build {
 		return nil
@@ -181,13 +181,13 @@ func addBuildLayer(e env.Env, path string) error {
 
 // ignore renames a layer directory to <layer>.ignore, so that nobody takes it
 // for a layer. An overlay cannot rename a directory of its lower trees, such
-// as a restored cache layer: then it is copied.
-func ignore(ctx context.Context, path string) error {
+// as a restored cache layer: then it is copied. rename is os.Rename.
+func ignore(ctx context.Context, path string, rename func(from, to string) error) error {
 	aside := path + ".ignore"
 	if err := os.RemoveAll(aside); err != nil {
 		return err
 	}
-	err := os.Rename(path, aside)
+	err := rename(path, aside)
 	if !errors.Is(err, syscall.EXDEV) {
 		return err
 	}
