@@ -313,9 +313,11 @@ func pockets(sources []Source, suite string) ([]pocket, error) {
 	for _, s := range sources {
 		if isSecurity(s) {
 			add(&out[2], s)
-			continue
+		} else {
+			add(&out[0], s)
 		}
-		add(&out[0], s)
+	}
+	for _, s := range out[0].from {
 		add(&out[1], s)
 	}
 	if len(out[2].from) == 0 {
