@@ -199,3 +199,6 @@ func parseAPI(s string) (apiVersion, error) {
 	}
 	return v, nil
 }
+
+// Version is kiln's own version; the linker sets it.
+var Version = "dev"

@@ -1,0 +1,120 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"runtime"
+
+	"github.com/kilnbuild/kiln/internal/env"
+	"github.com/kilnbuild/kiln/internal/phase"
+	"github.com/kilnbuild/kiln/internal/spec"
+)
+
+// defaultOrder is the order of builders that bring their own.
+const defaultOrder = "/cnb/order.toml"
+
+// detect is the detector.
+func (h Host) detect(ctx context.Context, in inputs, environ []string) error {
+	runner, err := h.runner()
+	if err != nil {
+		return err
+	}
+	order, err := h.order(in)
+	if err != nil {
+		return err
+	}
+	analyzed, err := h.analyzed(in)
+	if err != nil {
+		return err
+	}
+	group, plan, err := phase.Detect(ctx, runner, in.dirs(), h.setting(in, analyzed, environ), order, h.Events)
+	if err != nil {
+		return err
+	}
+	if len(group.GroupExtensions) > 0 {
+		err := fmt.Errorf("image extension %s takes part, and kiln does not generate Dockerfiles yet", group.GroupExtensions[0])
+		return spec.Exit(spec.ExitGenerate, err)
+	}
+	if err := h.encode(in.group, group); err != nil {
+		return err
+	}
+	return h.encode(in.plan, plan)
+}
+
+// order reads order.toml, and puts the system buildpacks into every group.
+func (h Host) order(in inputs) (spec.Order, error) {
+	from := in.order
+	if from == "" {
+		if from = in.layers + "/order.toml"; !h.exists(from) {
+			from = defaultOrder
+		}
+	}
+	order, err := decode(h, from, spec.ReadOrder)
+	if errors.Is(err, fs.ErrNotExist) {
+		return order, spec.WithHint(err, "the order of buildpacks is in <layers>/order.toml or %s, or where -order says", defaultOrder)
+	}
+	if err != nil || in.system == "" {
+		return order, err
+	}
+	system, err := decodeOptional(h, in.system, spec.ReadSystem)
+	return phase.WithSystem(in.api, order, system), err
+}
+
+// analyzed reads analyzed.toml, which need not be there for foreign phases.
+func (h Host) analyzed(in inputs) (spec.Analyzed, error) {
+	if in.analyzed == "" {
+		return spec.Analyzed{}, nil
+	}
+	return decodeOptional(h, in.analyzed, spec.ReadAnalyzed)
+}
+
+// build is the builder.
+func (h Host) build(ctx context.Context, in inputs, environ []string) error {
+	runner, err := h.runner()
+	if err != nil {
+		return err
+	}
+	group, err := decode(h, in.group, spec.ReadGroup)
+	if err != nil {
+		return err
+	}
+	plan, err := decode(h, in.plan, spec.ReadPlan)
+	if err != nil {
+		return err
+	}
+	analyzed, err := h.analyzed(in)
+	if err != nil {
+		return err
+	}
+	metadata, err := phase.Build(ctx, runner, in.dirs(), h.setting(in, analyzed, environ), group, plan, h.Events)
+	if err != nil {
+		return err
+	}
+	b, err := spec.EncodeBuildMetadata(metadata, in.api)
+	if err != nil {
+		return err
+	}
+	return h.write(in.layers+"/config/metadata.toml", b)
+}
+
+// dirs are the directories that buildpacks work in. Foreign phases run where
+// the buildpacks run, so they are not mapped.
+func (in inputs) dirs() phase.Dirs {
+	return phase.Dirs{
+		App: string(in.app), Layers: string(in.layers), Platform: string(in.platform),
+		BuildConfig: string(in.buildConfig), Buildpacks: string(in.buildpacks), Extensions: string(in.extensions),
+	}
+}
+
+// setting is what else a build depends on. A run image that nobody analyzed is
+// taken to be for the machine of this build.
+func (h Host) setting(in inputs, analyzed spec.Analyzed, environ []string) phase.Setting {
+	osRelease, _ := h.read("/etc/os-release") // an image without one has no distribution
+	target := phase.TargetOf(analyzed, osRelease)
+	if target.OS == "" && target.Arch == "" {
+		target.OS, target.Arch = runtime.GOOS, runtime.GOARCH
+	}
+	return phase.Setting{PlatformAPI: in.api, ExecEnv: in.execEnv, Target: target, Env: env.FromContainer(environ)}
+}
