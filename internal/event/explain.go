@@ -1,7 +1,9 @@
 package event
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -29,4 +31,189 @@ func (p PlanProblem) String() string {
 		return fmt.Sprintf("%s requires %s, which only %s provides, and that comes after it", p.Buildpack, p.Name, wrong)
 	}
 	return fmt.Sprintf("%s requires %s, which no buildpack of the group provides", p.Buildpack, p.Name)
+}
+
+// Explain says why no group of a detection passed: for each group what stood
+// in its way, in the buildpacks' own words, and what would make it pass. The
+// group that came nearest is first: one where everybody wanted to take part
+// but the plan did not work out, then by how few members stood in the way and
+// how many wanted to take part. It returns "" if a group passed or none was
+// tried. The text is safe for a terminal and has no end of line.
+func Explain(groups []GroupTried) string {
+	var misses []miss
+	for i, g := range groups {
+		if g.Passed {
+			return ""
+		}
+		misses = append(misses, newMiss(i, g))
+	}
+	misses = distinct(misses)
+	slices.SortStableFunc(misses, miss.compare)
+	var b strings.Builder
+	for i, m := range misses {
+		if i == maxMisses {
+			fmt.Fprintf(&b, "... and %d more, which were further from passing\n", len(misses)-i)
+			break
+		}
+		m.write(&b, i == 0 && len(misses) > 1)
+	}
+	return strings.TrimSuffix(b.String(), "\n")
+}
+
+// maxMisses bounds how many groups are explained: who does not find the answer
+// in the ten nearest does not read on. An order can stand for thousands.
+const maxMisses = 10
+
+// miss is a group that did not pass.
+type miss struct {
+	GroupTried
+	number   int            // of the group in the order of trying, from 1
+	blockers []MemberResult // who had to pass and did not
+	passed   int
+}
+
+func newMiss(i int, g GroupTried) miss {
+	m := miss{GroupTried: g, number: i + 1}
+	for _, r := range g.Group {
+		switch {
+		case r.Result == "pass":
+			m.passed++
+		case !r.Optional && r.Result != "skipped":
+			m.blockers = append(m.blockers, r)
+		}
+	}
+	if m.passed == 0 && len(m.blockers) == 0 && m.Plan == "" {
+		// Nobody had to pass, but somebody should have: all of them are in the way.
+		m.blockers = g.Group
+	}
+	return m
+}
+
+// compare puts the nearer miss first; of equals, the one tried first stays first.
+func (m miss) compare(o miss) int {
+	return cmp.Or(
+		cmp.Compare(len(m.blockers)+len(m.Problems), len(o.blockers)+len(o.Problems)),
+		cmp.Compare(o.passed, m.passed),
+		cmp.Compare(len(m.blockers), len(o.blockers)),
+	)
+}
+
+// distinct leaves out groups that failed for exactly the reasons of an earlier
+// one: nested orders try the same failing member in many combinations.
+func distinct(misses []miss) []miss {
+	seen := map[string]bool{}
+	return slices.DeleteFunc(misses, func(m miss) bool {
+		var key strings.Builder
+		for _, r := range m.blockers {
+			fmt.Fprintf(&key, "%q %q\n", r.Buildpack, r.Reason)
+		}
+		if m.Plan != "" || len(m.blockers) == 0 {
+			fmt.Fprintf(&key, "plan %q %q", m.Plan, m.members())
+		}
+		known := seen[key.String()]
+		seen[key.String()] = true
+		return known
+	})
+}
+
+func (m miss) members() string {
+	var names []string
+	for _, r := range m.Group {
+		names = append(names, r.Buildpack)
+	}
+	return strings.Join(names, ", ")
+}
+
+func (m miss) write(b *strings.Builder, nearest bool) {
+	fmt.Fprintf(b, "group %d (%s)", m.number, Clean(m.members()))
+	if nearest {
+		b.WriteString(" came nearest")
+	}
+	b.WriteString(":\n")
+	for _, r := range m.blockers {
+		fmt.Fprintf(b, "  %s %s: %s\n", Clean(r.Buildpack), verb(r.Result), reason(r.Reason))
+	}
+	for _, p := range m.Problems {
+		fmt.Fprintf(b, "  plan: %s\n", Clean(p.String()))
+	}
+	if len(m.Problems) == 0 && m.Plan != "" {
+		fmt.Fprintf(b, "  plan: %s\n", Clean(m.Plan))
+	}
+	// An optional member whose plan did not work out may be what a required
+	// one is missing.
+	for _, r := range m.Group {
+		told := slices.ContainsFunc(m.Problems, func(p PlanProblem) bool { return p.String() == r.Reason })
+		if m.Plan != "" && !told && r.Optional && (r.Result == "error" || r.Result == "skipped") {
+			fmt.Fprintf(b, "  %s (optional) was left out: %s\n", Clean(r.Buildpack), reason(r.Reason))
+		}
+	}
+	fmt.Fprintf(b, "  to make it pass: %s\n", Clean(m.remedy()))
+}
+
+func verb(result string) string {
+	switch result {
+	case "error":
+		return "failed in an unexpected way"
+	case "skipped":
+		return "was skipped"
+	}
+	return "declined"
+}
+
+func reason(s string) string {
+	if s = strings.TrimSpace(Clean(s)); s == "" {
+		return "it gave no reason"
+	}
+	return s
+}
+
+// remedy is what somebody who wants this group could do.
+func (m miss) remedy() string {
+	var todo []string
+	join := " and "
+	if len(m.blockers) == len(m.Group) && allOptional(m.blockers) {
+		join = " or "
+	}
+	ask := func(result, format, one, many string) {
+		var names []string
+		for _, r := range m.blockers {
+			if r.Result == result {
+				names = append(names, r.Buildpack)
+			}
+		}
+		if len(names) > 1 && join == " and " {
+			one = many
+		}
+		if len(names) > 0 {
+			todo = append(todo, fmt.Sprintf(format, strings.Join(names, join), one))
+		}
+	}
+	ask("fail", "give the app what %s %s for", "looks", "look")
+	ask("error", "mend what %s %s into", "ran", "ran")
+	ask("skipped", "build where %s %s part", "takes", "take")
+	for _, p := range m.Problems {
+		todo = append(todo, p.remedy())
+	}
+	if len(todo) == 0 {
+		return "choose other buildpacks with --buildpack"
+	}
+	return strings.Join(todo, "; ")
+}
+
+func allOptional(list []MemberResult) bool {
+	return !slices.ContainsFunc(list, func(r MemberResult) bool { return !r.Optional })
+}
+
+// remedy is what would solve the problem.
+func (p PlanProblem) remedy() string {
+	wrong := strings.Join(p.Misplaced, ", ")
+	switch {
+	case p.Unused && wrong != "":
+		return fmt.Sprintf("put %s before %s", p.Buildpack, wrong)
+	case p.Unused:
+		return fmt.Sprintf("add a buildpack that requires %s after %s, or leave %s out", p.Name, p.Buildpack, p.Buildpack)
+	case wrong != "":
+		return fmt.Sprintf("put %s before %s", wrong, p.Buildpack)
+	}
+	return fmt.Sprintf("add a buildpack that provides %s before %s", p.Name, p.Buildpack)
 }

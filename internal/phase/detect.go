@@ -152,14 +152,18 @@ func (d *detector) take(tried *event.GroupTried, verdicts []verdict, r resolutio
 	tried.Passed = r.ok
 	if !r.ok {
 		tried.Problems = r.problems
+		for i := range indices { // nobody is left when only droppable ones had problems
+			if problem, ok := r.dropped[i]; ok && len(r.problems) == 0 {
+				tried.Problems = append(tried.Problems, problem)
+			}
+		}
 		var why []string
-		for _, p := range r.problems {
+		for _, p := range tried.Problems {
 			why = append(why, p.String())
 		}
-		if len(why) == 0 {
-			why = []string{"the build plan leaves no buildpack in the group"}
+		if tried.Plan = strings.Join(why, "; "); tried.Plan == "" {
+			tried.Plan = "the build plan leaves no buildpack in the group"
 		}
-		tried.Plan = strings.Join(why, "; ")
 		return
 	}
 	d.plan = r.plan

@@ -157,6 +157,24 @@ func TestDetectExplainsDisagreement(t *testing.T) {
 	}
 }
 
+func TestDetectExplainsWhenTheWholeGroupIsDropped(t *testing.T) {
+	w := newWorld(t)
+	w.add(pack{name: "a@1", detect: `printf '[[requires]]\nname = "jre"\n' > $CNB_BUILD_PLAN_PATH`})
+	if _, _, err := w.detect(order("a@1?")); spec.ExitCode(err, -1) != spec.ExitDetectFail {
+		t.Fatal(err)
+	}
+	var groups []event.GroupTried
+	for _, e := range w.list {
+		if g, ok := e.(event.GroupTried); ok {
+			groups = append(groups, g)
+		}
+	}
+	want := "group 1 (a@1):\n  plan: a@1 requires jre, which no buildpack of the group provides\n  to make it pass: add a buildpack that provides jre before a@1"
+	if got := event.Explain(groups); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
 func TestDetectReasonsAreTheBuildpacksOwnWords(t *testing.T) {
 	w := newWorld(t)
 	w.add(pack{name: "says@1", detect: `echo looking; echo; printf '\033[31mno requirements.txt\033[0m in .\n' >&2; exit 100`})
