@@ -22,7 +22,7 @@ import (
 var (
 	// ErrCorrupt says that a registry, or something on the way to it, handed
 	// out bytes that do not have the digest they were asked for by.
-	ErrCorrupt = errors.New("bytes do not match their digest")
+	ErrCorrupt = fmt.Errorf("%w: bytes do not match their digest", image.ErrInvalid)
 
 	errStalled  = errors.New("no byte arrived for a minute")
 	errCutShort = errors.New("the connection ended before the last byte")

@@ -1,0 +1,254 @@
+package archive
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	oci "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/kilnbuild/kiln/internal/image"
+)
+
+// Image opens the image of that reference.
+func (l Layout) Image(ctx context.Context, ref string) (v1.Image, error) {
+	img, err := openLayout(l.open, ref)
+	if err != nil {
+		return nil, fmt.Errorf("read image %q from OCI layout %s: %w", ref, l.Dir, notThere(l.Dir, err))
+	}
+	return img, nil
+}
+
+// notThere makes an error of a place that does not exist one of an image that
+// does not.
+func notThere(path string, err error) error {
+	if _, statErr := os.Stat(path); errors.Is(statErr, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %w", image.ErrNotFound, statErr)
+	}
+	return err
+}
+
+// open implements opener.
+func (l Layout) open(name string) (io.ReadCloser, int64, error) {
+	f, err := os.OpenFile(filepath.Join(l.Dir, filepath.FromSlash(name)), os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, 0, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a regular file", f.Name())
+	}
+	if err != nil {
+		f.Close()
+		return nil, 0, err
+	}
+	return f, info.Size(), nil
+}
+
+// Write adds img to the layout, under ref unless that is "". A new directory
+// appears complete; in one that is there all blobs appear after the last was
+// written, then the index that names them.
+func (l Layout) Write(ctx context.Context, ref string, img v1.Image) error {
+	if err := l.write(ctx, ref, img); err != nil {
+		return fmt.Errorf("write image %q to OCI layout %s: %w", ref, l.Dir, err)
+	}
+	return nil
+}
+
+func (l Layout) write(ctx context.Context, ref string, img v1.Image) error {
+	dir, err := filepath.Abs(l.Dir)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+		return Layout{dir}.extend(ctx, ref, img)
+	}
+	parent := filepath.Dir(dir)
+	if err := os.MkdirAll(parent, 0o777); err != nil {
+		return err
+	}
+	t, err := newTemp(parent, filepath.Base(dir), true)
+	if err != nil {
+		return err
+	}
+	defer t.remove()
+	if err := (Layout{t.path}).extend(ctx, ref, img); err != nil {
+		return err
+	}
+	err = os.Rename(t.path, dir)
+	if errors.Is(err, fs.ErrExist) || errors.Is(err, syscall.ENOTEMPTY) {
+		// Somebody else was first: add to theirs. The blobs are read again,
+		// which is rare enough.
+		return Layout{dir}.extend(ctx, ref, img)
+	}
+	if err != nil {
+		return err
+	}
+	t.path = ""
+	return syncDir(parent)
+}
+
+// extend adds img to a directory that is there.
+func (l Layout) extend(ctx context.Context, ref string, img v1.Image) error {
+	if err := l.check(); err != nil {
+		return err
+	}
+	manifest, blobs, err := items(img)
+	if err != nil {
+		return err
+	}
+	stage, err := newTemp(l.Dir, "", true)
+	if err != nil {
+		return err
+	}
+	defer stage.remove()
+	missing, err := l.stage(ctx, stage.path, blobs)
+	if err != nil {
+		return err
+	}
+	unlock, err := lockDir(ctx, l.Dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return l.commit(stage.path, missing, manifest, ref)
+}
+
+// check refuses a directory that holds something else.
+func (l Layout) check() error {
+	raw, err := opener(l.open).readFile(oci.ImageLayoutFile, maxManifest)
+	if errors.Is(err, fs.ErrNotExist) {
+		entries, err := os.ReadDir(l.Dir)
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			// Other writers' unfinished work, and what they are about to finish.
+			if ok, _ := filepath.Match("."+tempMark+"*", e.Name()); !ok && e.Name() != "blobs" {
+				return fmt.Errorf("the directory has other things in it (%s) and is no OCI layout", e.Name())
+			}
+		}
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var doc oci.ImageLayout
+	if err := json.Unmarshal(raw, &doc); err != nil {
+		return fmt.Errorf("parse %s: %w", oci.ImageLayoutFile, err)
+	}
+	if doc.Version != oci.ImageLayoutVersion {
+		return fmt.Errorf("%s says version %q, only %s is known", oci.ImageLayoutFile, doc.Version, oci.ImageLayoutVersion)
+	}
+	return nil
+}
+
+// stage writes the blobs that are missing, or not what they should be, into
+// dir under their digests.
+func (l Layout) stage(ctx context.Context, dir string, blobs []item) ([]v1.Hash, error) {
+	staged := make([]bool, len(blobs))
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(4) // hashing takes a core, reading waits
+	for i, it := range blobs {
+		group.Go(func() error {
+			if l.has(ctx, it.desc) {
+				return nil
+			}
+			staged[i] = true
+			f, err := os.OpenFile(filepath.Join(dir, it.desc.Digest.Hex), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			if err := it.copyTo(ctx, f); err != nil {
+				return err
+			}
+			return f.Sync()
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	var out []v1.Hash
+	for i, it := range blobs {
+		if staged[i] {
+			out = append(out, it.desc.Digest)
+		}
+	}
+	return out, nil
+}
+
+// has says whether a blob is there and whole. It is read: a file of the right
+// size is no proof, and a broken one must be replaced, not built upon.
+func (l Layout) has(ctx context.Context, desc v1.Descriptor) bool {
+	rc, size, err := l.open(blobName(desc.Digest))
+	if err != nil {
+		return false
+	}
+	defer rc.Close()
+	if size != desc.Size {
+		return false
+	}
+	_, err = io.Copy(io.Discard, &ctxReader{ctx, checked(rc, desc)})
+	return err == nil
+}
+
+// commit renames blobs, then the index. The lock is held.
+func (l Layout) commit(stage string, blobs []v1.Hash, manifest v1.Descriptor, ref string) error {
+	dir := filepath.Join(l.Dir, "blobs", "sha256")
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		return err
+	}
+	for _, h := range blobs {
+		if err := os.Rename(filepath.Join(stage, h.Hex), filepath.Join(dir, h.Hex)); err != nil {
+			return err
+		}
+	}
+	for _, d := range []string{dir, filepath.Dir(dir)} {
+		if err := syncDir(d); err != nil {
+			return err
+		}
+	}
+	raw, err := opener(l.open).readFile(oci.ImageIndexFile, maxManifest)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	index, err := indexWith(raw, manifest, ref)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Lstat(filepath.Join(l.Dir, oci.ImageLayoutFile)); errors.Is(err, fs.ErrNotExist) {
+		if err := l.replace(stage, oci.ImageLayoutFile, []byte(layoutFile)); err != nil {
+			return err
+		}
+	}
+	return l.replace(stage, oci.ImageIndexFile, index)
+}
+
+// replace puts a small file in place by way of the stage.
+func (l Layout) replace(stage, name string, b []byte) error {
+	from := filepath.Join(stage, name)
+	f, err := os.OpenFile(from, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o666)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.Write(b); err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := os.Rename(from, filepath.Join(l.Dir, name)); err != nil {
+		return err
+	}
+	return syncDir(l.Dir)
+}
