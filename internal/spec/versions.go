@@ -199,6 +199,3 @@ func parseAPI(s string) (apiVersion, error) {
 	}
 	return v, nil
 }
-
-// Version is kiln's own version; the linker sets it.
-var Version = "dev"
