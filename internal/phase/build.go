@@ -33,9 +33,9 @@ import (
 // spec.ExitBuildpack then, ExitBuildpackAPI for one of an unsupported API, and
 // otherwise ExitBuild. A half-done <layers> is not cleaned up.
 func Build(ctx context.Context, r sandbox.Runner, dirs Dirs, set Setting, group spec.Group, plan spec.Plan, sink event.Sink) (spec.BuildMetadata, error) {
-	b := &build{runner: r, dirs: dirs, inputs: set.inputs(dirs), sink: sink, plan: newOpenPlan(plan)}
+	b := &build{dirs: dirs, inputs: set.inputs(dirs), sink: sink, plan: newOpenPlan(plan)}
 	b.inputs.Env = set.Env.Clone()
-	md, err := b.run(ctx, group)
+	md, err := b.run(ctx, r, group)
 	if _, coded := errors.AsType[*spec.ExitError](err); err != nil && !coded {
 		err = spec.Exit(spec.ExitBuild, err)
 	}
@@ -44,7 +44,6 @@ func Build(ctx context.Context, r sandbox.Runner, dirs Dirs, set Setting, group 
 
 // build is the state of one Build.
 type build struct {
-	runner sandbox.Runner
 	dirs   Dirs
 	inputs buildpack.Inputs // its Env grows with every buildpack
 	sink   event.Sink
@@ -55,7 +54,7 @@ type build struct {
 	metadata  spec.BuildMetadata
 }
 
-func (b *build) run(ctx context.Context, group spec.Group) (spec.BuildMetadata, error) {
+func (b *build) run(ctx context.Context, r sandbox.Runner, group spec.Group) (spec.BuildMetadata, error) {
 	// What the restorer left there is from the last build.
 	if err := os.RemoveAll(filepath.Join(b.dirs.Layers, sbomDir)); err != nil {
 		return spec.BuildMetadata{}, fmt.Errorf("remove the SBOMs of the last build: %w", err)
@@ -71,7 +70,7 @@ func (b *build) run(ctx context.Context, group spec.Group) (spec.BuildMetadata, 
 		members = append(members, bp)
 	}
 	for _, bp := range members {
-		if err := b.one(ctx, bp); err != nil {
+		if err := b.one(ctx, r, bp); err != nil {
 			return spec.BuildMetadata{}, err
 		}
 		b.metadata.Buildpacks = append(b.metadata.Buildpacks, bp.Element())
@@ -85,13 +84,13 @@ func (b *build) run(ctx context.Context, group spec.Group) (spec.BuildMetadata, 
 }
 
 // one builds one buildpack and takes in what it left.
-func (b *build) one(ctx context.Context, bp buildpack.Buildpack) error {
+func (b *build) one(ctx context.Context, r sandbox.Runner, bp buildpack.Buildpack) error {
 	dir, err := b.layersOf(bp)
 	if err != nil {
 		return err
 	}
 	plan := b.plan.shareOf(bp)
-	if err := b.execute(ctx, bp, dir, plan); err != nil {
+	if err := b.execute(ctx, r, bp, dir, plan); err != nil {
 		return err
 	}
 	out, err := bp.ReadOutputs(dir, plan)
@@ -114,12 +113,12 @@ func (b *build) one(ctx context.Context, bp buildpack.Buildpack) error {
 }
 
 // execute runs bin/build and turns a failure into the error for it.
-func (b *build) execute(ctx context.Context, bp buildpack.Buildpack, dir string, plan spec.BuildpackPlan) error {
+func (b *build) execute(ctx context.Context, r sandbox.Runner, bp buildpack.Buildpack, dir string, plan spec.BuildpackPlan) error {
 	name := bp.String()
 	b.sink.Emit(event.BuildpackStarted{Buildpack: name, Op: "build"})
 	start := time.Now()
 	stdout, stderr := newLines(b.sink, name, false), newLines(b.sink, name, true)
-	code, err := bp.Build(ctx, b.runner, b.inputs, dir, plan, stdout, stderr)
+	code, err := bp.Build(ctx, r, b.inputs, dir, plan, stdout, stderr)
 	stdout.flush()
 	stderr.flush()
 	b.sink.Emit(event.BuildpackFinished{Buildpack: name, Op: "build", ExitCode: code, Elapsed: time.Since(start)})

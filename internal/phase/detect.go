@@ -55,8 +55,8 @@ func detect(ctx context.Context, r sandbox.Runner, dirs Dirs, set Setting, order
 	if !spec.Has(set.PlatformAPI, spec.PlatformExtensions) {
 		order.OrderExtensions = nil
 	}
-	d := &detector{runner: r, inputs: set.inputs(dirs), set: set, sink: sink, done: map[string]buildpack.Detection{}}
-	x := expansion{catalog: c, execEnv: set.execEnv(), try: func(g []member) (bool, error) { return d.try(ctx, g) }}
+	d := &detector{inputs: set.inputs(dirs), set: set, sink: sink, done: map[string]buildpack.Detection{}}
+	x := expansion{catalog: c, execEnv: set.execEnv(), try: func(g []member) (bool, error) { return d.try(ctx, r, g) }}
 	passed, err := x.walk(ctx, order)
 	if err != nil {
 		return spec.Group{}, spec.Plan{}, err
@@ -69,7 +69,6 @@ func detect(ctx context.Context, r sandbox.Runner, dirs Dirs, set Setting, order
 
 // detector is the state of one Detect: what is known of each buildpack.
 type detector struct {
-	runner sandbox.Runner
 	inputs buildpack.Inputs
 	set    Setting
 	sink   event.Sink
@@ -91,8 +90,8 @@ type verdict struct {
 
 // try asks the members of one group and lets those that passed resolve their
 // plan. It reports whether the group is the one.
-func (d *detector) try(ctx context.Context, group []member) (bool, error) {
-	if err := d.ask(ctx, group); err != nil {
+func (d *detector) try(ctx context.Context, r sandbox.Runner, group []member) (bool, error) {
+	if err := d.ask(ctx, r, group); err != nil {
 		return false, err
 	}
 	verdicts := make([]verdict, len(group))
@@ -101,11 +100,11 @@ func (d *detector) try(ctx context.Context, group []member) (bool, error) {
 	}
 	tried := event.GroupTried{}
 	if viable(verdicts) {
-		r, indices, err := resolveVerdicts(ctx, verdicts)
+		plan, indices, err := resolveVerdicts(ctx, verdicts)
 		if err != nil {
 			return false, err
 		}
-		d.take(&tried, verdicts, r, indices)
+		d.take(&tried, verdicts, plan, indices)
 	}
 	for _, v := range verdicts {
 		tried.Group = append(tried.Group, event.MemberResult{
@@ -178,7 +177,7 @@ func (d *detector) take(tried *event.GroupTried, verdicts []verdict, r resolutio
 }
 
 // ask runs bin/detect of those members that have not been asked before.
-func (d *detector) ask(ctx context.Context, group []member) error {
+func (d *detector) ask(ctx context.Context, r sandbox.Runner, group []member) error {
 	var fresh []buildpack.Buildpack
 	for _, m := range group {
 		key := keyOf(m.bp.Extension, m.bp.String())
@@ -194,7 +193,7 @@ func (d *detector) ask(ctx context.Context, group []member) error {
 		all.Go(func() error {
 			d.sink.Emit(event.BuildpackStarted{Buildpack: b.String(), Op: "detect"})
 			start := time.Now()
-			results[i] = b.Detect(ctx, d.runner, d.inputs)
+			results[i] = b.Detect(ctx, r, d.inputs)
 			d.sink.Emit(event.BuildpackFinished{Buildpack: b.String(), Op: "detect", ExitCode: results[i].Code, Elapsed: time.Since(start)})
 			return nil
 		})
