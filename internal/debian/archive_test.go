@@ -102,6 +102,7 @@ func (a *archive) client(change ...func(*Options)) *Client {
 	if err != nil {
 		a.t.Fatal(err)
 	}
+	c.pause = time.Millisecond
 	a.t.Cleanup(func() {
 		if err := c.Close(); err != nil {
 			a.t.Error(err)

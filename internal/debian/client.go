@@ -25,6 +25,7 @@ type Client struct {
 	allowExpired bool
 	events       event.Sink
 	now          func() time.Time
+	pause        time.Duration // after the first failure of a download
 
 	mu    sync.Mutex
 	http  map[string]*http.Client // by proxy
@@ -42,7 +43,7 @@ func NewClient(opts Options) (*Client, error) {
 		return nil, err
 	}
 	c := &Client{sources: slices.Clone(opts.Sources), keys: keys, allowExpired: opts.AllowExpired,
-		blobs: opts.Blobs, events: opts.Events, now: opts.Now, http: map[string]*http.Client{}}
+		blobs: opts.Blobs, events: opts.Events, now: opts.Now, pause: backoff, http: map[string]*http.Client{}}
 	if c.events == nil {
 		c.events = event.Discard
 	}

@@ -86,7 +86,7 @@ func (c *Client) get(ctx context.Context, from []Source, path string, use func(i
 }
 
 func (c *Client) getFrom(ctx context.Context, s Source, path string, use func(io.Reader) error) error {
-	pause := backoff
+	pause := c.pause
 	for i := 1; ; i++ {
 		err := c.getOnce(ctx, s, path, use)
 		if err == nil || i == attempts || !temporary(err) {
