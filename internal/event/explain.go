@@ -35,17 +35,19 @@ func (p PlanProblem) String() string {
 
 // Explain says why no group of a detection passed: for each group what stood
 // in its way, in the buildpacks' own words, and what would make it pass. The
-// group that came nearest is first: one where everybody wanted to take part
-// but the plan did not work out, then by how few members stood in the way and
-// how many wanted to take part. It returns "" if a group passed or none was
-// tried. The text is safe for a terminal and has no end of line.
+// group that came nearest is first: the one with the fewest members and plan
+// problems in the way; of equals, the one where most members wanted to take
+// part. It returns "" if a group passed or none with members was tried. The
+// text is safe for a terminal and has no end of line.
 func Explain(groups []GroupTried) string {
 	var misses []miss
 	for i, g := range groups {
 		if g.Passed {
 			return ""
 		}
-		misses = append(misses, newMiss(i, g))
+		if len(g.Group) > 0 { // an order of optional composites ends with nobody
+			misses = append(misses, newMiss(i, g))
+		}
 	}
 	misses = distinct(misses)
 	slices.SortStableFunc(misses, miss.compare)

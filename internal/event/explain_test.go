@@ -31,6 +31,10 @@ func TestExplain(t *testing.T) {
 	}{
 		{"nothing was tried", nil, ""},
 		{"a group passed", []GroupTried{tried(result("a@1", "fail", "x")), {Passed: true}}, ""},
+		{"a group without members says nothing", []GroupTried{tried(result("a@1", "fail", "x")), tried()},
+			`group 1 (a@1):
+  a@1 declined: x
+  to make it pass: give the app what a@1 looks for`},
 		{"in its own words",
 			[]GroupTried{tried(result("pip@1", "fail", "no requirements.txt"), result("start@1", "pass", ""))},
 			`group 1 (pip@1, start@1):
