@@ -74,7 +74,7 @@ func (w *world) read(path string) string {
 	return string(b)
 }
 
-// script is one executable; log records in <app>/../runs that it ran.
+// shebang starts every script of a test.
 const shebang = "#!/bin/sh\nset -e\n"
 
 // pack is a component buildpack or, with order, a composite.

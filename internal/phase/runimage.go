@@ -1,0 +1,170 @@
+package phase
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/kilnbuild/kiln/internal/image"
+	"github.com/kilnbuild/kiln/internal/spec"
+)
+
+// chooseRunImage picks the run image for an app image: of the first entry of
+// run.toml and its mirrors, one in the app image's registry that can be read,
+// else the first that can be read (Platform API, "Run Image Resolution").
+// Without an image.AccessChecker, or with one candidate only, everything counts
+// as readable.
+func chooseRunImage(ctx context.Context, source image.Source, run spec.RunTOML, app string) (string, error) {
+	if len(run.Images) == 0 || run.Images[0].Image == "" {
+		return "", spec.WithHint(errors.New("no run image: run.toml names none"), "name one with -run-image, or in run.toml under [[images]]")
+	}
+	all := append([]string{run.Images[0].Image}, run.Images[0].Mirrors...)
+	ordered := append(inRegistryOf(all, app, true), inRegistryOf(all, app, false)...)
+	checker, ok := source.(image.AccessChecker)
+	if !ok || len(ordered) == 1 {
+		return ordered[0], nil
+	}
+	var reasons []error
+	for _, ref := range ordered {
+		err := checker.CheckRead(ctx, ref)
+		if err == nil {
+			return ref, nil
+		}
+		if ctx.Err() != nil {
+			return "", ctx.Err()
+		}
+		reasons = append(reasons, fmt.Errorf("%s: %w", ref, err))
+	}
+	return "", fmt.Errorf("no run image can be read: %w", errors.Join(reasons...))
+}
+
+// inRegistryOf keeps those references that are, or are not, in app's registry.
+func inRegistryOf(refs []string, app string, want bool) []string {
+	var kept []string
+	for _, ref := range refs {
+		if (registryOf(ref) == registryOf(app)) == want {
+			kept = append(kept, ref)
+		}
+	}
+	return kept
+}
+
+func registryOf(ref string) string {
+	parsed, err := name.ParseReference(ref)
+	if err != nil {
+		return ""
+	}
+	return parsed.Context().RegistryStr()
+}
+
+// openRunImage opens the run image and reads its target.
+func openRunImage(ctx context.Context, source image.Source, ref string, daemon bool) (*spec.RunImage, v1.Image, error) {
+	img, err := source.Image(ctx, ref)
+	if err != nil {
+		return nil, nil, fmt.Errorf("run image %s: %w", ref, err)
+	}
+	cf, err := img.ConfigFile()
+	if err != nil {
+		return nil, nil, fmt.Errorf("run image %s: %w", ref, err)
+	}
+	target, err := targetOfConfig(cf)
+	if err != nil {
+		return nil, nil, fmt.Errorf("run image %s: %w", ref, err)
+	}
+	reference, err := referenceOf(img, ref, daemon)
+	if err != nil {
+		return nil, nil, fmt.Errorf("run image %s: %w", ref, err)
+	}
+	return &spec.RunImage{Image: ref, Reference: reference, Target: &target}, img, nil
+}
+
+// bionicStack is the one stack ID that stands for a distribution (Platform
+// API, "Target Data").
+const bionicStack = "io.buildpacks.stacks.bionic"
+
+// targetOfConfig reads the target data of a base image.
+func targetOfConfig(cf *v1.ConfigFile) (spec.Target, error) {
+	if cf.OS == "" {
+		return spec.Target{}, errors.New("its config names no operating system")
+	}
+	t := spec.Target{OS: cf.OS, Arch: cf.Architecture, Variant: cf.Variant}
+	labels := cf.Config.Labels
+	distro := spec.Distro{Name: labels[spec.BaseDistroNameLabel], Version: labels[spec.BaseDistroVersionLabel]}
+	switch {
+	case distro.Name != "" || distro.Version != "":
+		t.Distro = &distro
+	case labels[spec.StackIDLabel] == bionicStack:
+		t.Distro = spec.BionicTarget().Distro
+	}
+	return t, nil
+}
+
+// RefreshRunImage makes the reference of the run image in a a digest reference
+// again and fills in a target that an extension cleared (Platform API 0.14,
+// "restorer"). A run image that run.toml lists must be readable.
+func RefreshRunImage(ctx context.Context, source image.Source, a spec.Analyzed, run spec.RunTOML, set AnalyzeSetting) (spec.Analyzed, error) {
+	if a.RunImage == nil || !spec.Has(set.PlatformAPI, spec.PlatformRestoreRunImage) {
+		return a, nil
+	}
+	ref := a.RunImage.Image
+	if ref == "" {
+		ref = a.RunImage.Reference
+	}
+	if checker, ok := source.(image.AccessChecker); ok && entryOf(run, ref) != nil {
+		if err := checker.CheckRead(ctx, ref); err != nil {
+			return a, spec.Exit(spec.ExitRestore, fmt.Errorf("run image %s: %w", ref, err))
+		}
+	}
+	if a.RunImage.Target != nil && a.RunImage.Target.OS != "" && !a.RunImage.Extend {
+		return a, nil
+	}
+	opened, _, err := openRunImage(ctx, source, ref, set.Daemon)
+	if err != nil {
+		return a, spec.Exit(spec.ExitRestore, err)
+	}
+	opened.Image, opened.Extend = a.RunImage.Image, a.RunImage.Extend
+	a.RunImage = opened
+	return a, nil
+}
+
+// entryOf finds the entry of run.toml that has ref as image or mirror.
+func entryOf(run spec.RunTOML, ref string) *spec.RunImageEntry {
+	want := tagless(ref)
+	for i, e := range run.Images {
+		for _, candidate := range append([]string{e.Image}, e.Mirrors...) {
+			if tagless(candidate) == want {
+				return &run.Images[i]
+			}
+		}
+	}
+	return nil
+}
+
+// runImageEntry is what the app image says of its run image's names: the entry
+// of run.toml that has it, else the first one (Platform API, "Run Image
+// Resolution"); without run.toml, the name alone.
+func runImageEntry(run spec.RunTOML, ref string) spec.RunImageEntry {
+	if e := entryOf(run, ref); e != nil {
+		return *e
+	}
+	if len(run.Images) > 0 {
+		return run.Images[0]
+	}
+	return spec.RunImageEntry{Image: ref}
+}
+
+// tagless spells a reference so that the same image has one spelling: with its
+// registry and tag, without a digest.
+func tagless(ref string) string {
+	parsed, err := name.ParseReference(ref)
+	if err != nil {
+		return ref
+	}
+	if tag, ok := parsed.(name.Tag); ok {
+		return tag.Name()
+	}
+	return parsed.Context().Tag(name.DefaultTag).Name()
+}
