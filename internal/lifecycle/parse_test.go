@@ -1,0 +1,256 @@
+package lifecycle
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/kilnbuild/kiln/internal/spec"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+// The golden file is the lifecycle's documented interface: a change of it is a
+// change for users.
+func TestGolden(t *testing.T) {
+	var b strings.Builder
+	b.WriteString(Markdown())
+	for _, api := range []string{"0.7", spec.PlatformAPIs[len(spec.PlatformAPIs)-1]} {
+		for _, phase := range Phases {
+			b.WriteString("\n" + usage(phase, api))
+		}
+	}
+	golden := filepath.Join("testdata", "interface.golden")
+	if *update {
+		if err := os.MkdirAll("testdata", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(golden, []byte(b.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatalf("%v: go test ./internal/lifecycle -update makes it", err)
+	}
+	if diff := cmp.Diff(string(want), b.String()); diff != "" {
+		t.Errorf("the interface has changed; if that is meant, run go test ./internal/lifecycle -update\n%s", diff)
+	}
+}
+
+// Each row can be set, and no version of the Platform API has a flag twice.
+func TestTable(t *testing.T) {
+	for _, api := range spec.PlatformAPIs {
+		for _, phase := range Phases {
+			seen := map[string]bool{}
+			for _, r := range table {
+				if !r.in(phase, api) {
+					continue
+				}
+				for _, name := range []string{r.Flag, r.Env} {
+					if name != "" && seen[name] {
+						t.Errorf("%s has %s twice at %s", phase, name, api)
+					}
+					seen[name] = true
+				}
+			}
+		}
+	}
+	for _, r := range table {
+		in := inputs{}
+		switch to := r.to(&in).(type) {
+		case *path, *string, *bool, *int, *[]string:
+		default:
+			if r.Flag != "-kaniko-cache-ttl" {
+				t.Errorf("%s %s is a %T", r.Flag, r.Env, to)
+			}
+		}
+		if r.Flag == "" && r.Env == "" || r.Help == "" || len(r.Phases) == 0 {
+			t.Errorf("row %+v says too little", r)
+		}
+		for _, p := range r.Phases {
+			if !slices.Contains(Phases, p) {
+				t.Errorf("%s: no phase %q", r.Flag, p)
+			}
+		}
+		if strings.Contains(r.Default, "<layers>") && !slices.ContainsFunc(table, func(l Row) bool { return l.Flag == "-layers" && subset(r.Phases, l.Phases) }) {
+			t.Errorf("%s: default needs -layers", r.Flag)
+		}
+	}
+}
+
+func subset(a, b []string) bool {
+	return !slices.ContainsFunc(a, func(s string) bool { return !slices.Contains(b, s) })
+}
+
+func mustParse(t *testing.T, phase, api string, args, environ []string) inputs {
+	t.Helper()
+	in, err := parse(phase, api, args, environ)
+	if err != nil {
+		t.Fatalf("%s %q %q: %v", phase, args, environ, err)
+	}
+	return in
+}
+
+func TestPrecedence(t *testing.T) {
+	in := mustParse(t, exporter, "0.15", []string{"img"}, nil)
+	if in.layers != "/layers" || in.app != "/workspace" || in.logLevel != "info" || in.uid != -1 || in.analyzed != "/layers/analyzed.toml" {
+		t.Errorf("defaults: %+v", in)
+	}
+	environ := []string{"CNB_LAYERS_DIR=/env", "CNB_USER_ID=7", "CNB_USE_DAEMON=true", "CNB_INSECURE_REGISTRIES=a, b", "CNB_LOG_LEVEL=debug", "CNB_APP_DIR="}
+	in = mustParse(t, exporter, "0.15", []string{"img"}, environ)
+	if in.layers != "/env" || in.uid != 7 || !in.daemon || !slices.Equal(in.insecure, []string{"a", "b"}) || in.logLevel != "debug" || in.app != "/workspace" {
+		t.Errorf("environment: %+v", in)
+	}
+	// Files below <layers> follow it (checklist 4).
+	for _, p := range []path{in.analyzed, in.group, in.extended, in.report, in.projectMetadata} {
+		if !strings.HasPrefix(string(p), "/env/") {
+			t.Errorf("%s does not follow <layers>", p)
+		}
+	}
+	in = mustParse(t, exporter, "0.15", []string{"-layers", "/flag", "-uid=8", "-daemon=false", "-insecure-registry", "c", "--insecure-registry=d", "-analyzed", "/x", "img", "img2"}, environ)
+	if in.layers != "/flag" || in.uid != 8 || in.daemon || !slices.Equal(in.insecure, []string{"c", "d"}) || in.analyzed != "/x" || in.group != "/flag/group.toml" {
+		t.Errorf("flags: %+v", in)
+	}
+	if !slices.Equal(in.args, []string{"img", "img2"}) {
+		t.Errorf("arguments: %q", in.args)
+	}
+}
+
+func TestRelativePaths(t *testing.T) {
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := mustParse(t, detector, "0.15", []string{"-layers", "l", "-app", "./a/../b"}, []string{"CNB_PLATFORM_DIR=p"})
+	if in.layers != path(here+"/l") || in.app != path(here+"/b") || in.platform != path(here+"/p") || in.group != path(here+"/l/group.toml") || in.order != "" {
+		t.Errorf("%+v", in)
+	}
+}
+
+func TestVersions(t *testing.T) {
+	rejected := func(phase, api string, args ...string) {
+		t.Helper()
+		_, err := parse(phase, api, args, nil)
+		if spec.ExitCode(err, 0) != spec.ExitUsage || spec.HintOf(err) == "" {
+			t.Errorf("%s %q at %s: %v", phase, args, api, err)
+		}
+	}
+	accepted := func(phase, api string, args ...string) {
+		t.Helper()
+		mustParse(t, phase, api, args, nil)
+	}
+	rejected(analyzer, "0.12", "-insecure-registry", "x", "img")
+	accepted(analyzer, "0.13", "-insecure-registry", "x", "img")
+	rejected(restorer, "0.13", "-run", "x")
+	accepted(restorer, "0.14", "-run", "x")
+	rejected(detector, "0.14", "-system", "x")
+	accepted(detector, "0.15", "-system", "x")
+	accepted(analyzer, "0.11", "-stack", "x", "img")
+	rejected(analyzer, "0.12", "-stack", "x", "img")
+	rejected(builder, "0.11", "-analyzed", "x")
+	rejected(exporter, "0.15", "-run-image", "x", "img")
+	rejected(detector, "0.15", "-nonsense")
+	rejected(builder, "0.15", "-layers")
+	rejected(exporter, "0.15", "-uid", "x", "img")
+	rejected(exporter, "0.15", "-uid", "-1", "img")
+	rejected(exporter, "0.15", "-daemon=perhaps", "img")
+
+	// Variables of other versions are not looked at.
+	if in := mustParse(t, builder, "0.14", nil, []string{"CNB_EXEC_ENV=test"}); in.execEnv != "" {
+		t.Errorf("CNB_EXEC_ENV at 0.14: %q", in.execEnv)
+	}
+	if in := mustParse(t, builder, "0.15", nil, []string{"CNB_EXEC_ENV=test"}); in.execEnv != "test" {
+		t.Errorf("CNB_EXEC_ENV at 0.15: %q", in.execEnv)
+	}
+	if in := mustParse(t, builder, "0.15", nil, nil); in.execEnv != "production" {
+		t.Errorf("default of CNB_EXEC_ENV: %q", in.execEnv)
+	}
+}
+
+func TestInvalid(t *testing.T) {
+	for _, tt := range []struct {
+		phase   string
+		args    []string
+		environ []string
+		want    string
+	}{
+		{analyzer, nil, nil, "takes one image, not 0"},
+		{analyzer, []string{"a", "b"}, nil, "takes one image, not 2"},
+		{creator, []string{"a", "b"}, nil, "takes one image, not 2"},
+		{exporter, nil, nil, "at least one image"},
+		{detector, []string{"x"}, nil, "takes no arguments"},
+		{builder, []string{"-log-level", "loud"}, nil, `log level "loud"`},
+		{builder, []string{"-log-format", "xml"}, nil, `log format "xml"`},
+		{builder, nil, []string{"CNB_EXEC_ENV=a/b"}, `CNB_EXEC_ENV "a/b"`},
+		{restorer, nil, []string{"CNB_USER_ID=root"}, `CNB_USER_ID="root": invalid syntax`},
+		{analyzer, []string{"-layout", "img"}, nil, "-layout needs -layout-dir"},
+		{analyzer, []string{"-layout", "-layout-dir", "x", "-daemon", "img"}, nil, "cannot go together"},
+		{extender, []string{"-kind", "both"}, nil, `-kind "both"`},
+		{rebaser, []string{"-image", "a", "-run-image", "b", "img"}, nil, "give only one"},
+	} {
+		_, err := parse(tt.phase, "0.15", tt.args, tt.environ)
+		if spec.ExitCode(err, 0) != spec.ExitInvalidArgs || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s %q %q: %v, want %q", tt.phase, tt.args, tt.environ, err, tt.want)
+		}
+	}
+	// A boolean that cannot be read is false.
+	if in := mustParse(t, exporter, "0.15", []string{"img"}, []string{"CNB_USE_DAEMON=yes please"}); in.daemon {
+		t.Error("daemon")
+	}
+}
+
+func TestCommand(t *testing.T) {
+	for _, tt := range []struct {
+		argv  []string
+		phase string
+		args  []string
+	}{
+		{[]string{"/cnb/lifecycle/detector", "-app", "x"}, detector, []string{"-app", "x"}},
+		{[]string{"builder"}, builder, []string{}},
+		{[]string{"./lifecycle", "detect", "-app"}, detector, []string{"-app"}},
+		{[]string{"lifecycle", "analyzer"}, analyzer, []string{}},
+		{[]string{"lifecycle", "-version"}, "", []string{"-version"}},
+	} {
+		phase, args, err := Command(tt.argv)
+		if err != nil || phase != tt.phase || !slices.Equal(args, tt.args) {
+			t.Errorf("%q: %q %q %v", tt.argv, phase, args, err)
+		}
+	}
+	for _, argv := range [][]string{nil, {"lifecycle"}, {"lifecycle", "cook"}} {
+		if _, _, err := Command(argv); err == nil || !strings.Contains(err.Error(), "analyzer|detector") {
+			t.Errorf("%q: %v", argv, err)
+		}
+	}
+}
+
+// Whatever stands on the command line: no panic, and a code of those that are
+// documented. What was accepted has absolute paths.
+func FuzzParse(f *testing.F) {
+	f.Add("detector", "0.15", "-app\x00x", "CNB_LAYERS_DIR=y")
+	f.Add("analyzer", "0.12", "-tag\x00a\x00-tag=b\x00img", "CNB_USER_ID=-1\x00=")
+	f.Add("exporter", "0.7", "-stack\x00/x\x00--\x00-img", "CNB_USE_DAEMON=T")
+	f.Fuzz(func(t *testing.T, phase, api, args, environ string) {
+		if !isPhase(phase) || spec.SupportedPlatform(api) != nil {
+			return
+		}
+		in, err := parse(phase, api, strings.Split(args, "\x00"), strings.Split(environ, "\x00"))
+		if err != nil {
+			if code := spec.ExitCode(err, -1); err != errHelp && code != spec.ExitUsage && code != spec.ExitInvalidArgs {
+				t.Errorf("exit code %d: %v", code, err)
+			}
+			return
+		}
+		for i, v := 0, reflect.ValueOf(in); i < v.NumField(); i++ {
+			if v.Field(i).Type() == reflect.TypeFor[path]() && v.Field(i).String() != "" && !filepath.IsAbs(v.Field(i).String()) {
+				t.Errorf("%s is %q", v.Type().Field(i).Name, v.Field(i).String())
+			}
+		}
+	})
+}
