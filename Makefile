@@ -43,7 +43,7 @@ $(STATICCHECK): tools/go.mod
 
 .PHONY: bench
 bench: build ## measure speed, each figure beside the same tree through a pipe
-	./scripts/bench
+	$(GO) run ./test/bench
 
 .PHONY: torture
 torture: build ## kill, starve and damage the store for as long as it takes
