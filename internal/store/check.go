@@ -121,16 +121,17 @@ func (c *checker) index(ctx context.Context) error {
 }
 
 // files looks at the small fixed files.
-func (c *checker) files(context.Context) error {
+func (c *checker) files(ctx context.Context) error {
 	s := c.store
 	if b, err := os.ReadFile(s.path("VERSION")); err != nil || string(b) != version {
 		c.problem("VERSION", fmt.Errorf("is %.40q (%w)", b, orDamaged(err)), "write "+strings.TrimSpace(version)+" into it")
 	}
-	if b, err := os.ReadFile(s.path("oci-layout")); err != nil || string(b) != ociLayout {
-		c.problem("oci-layout", fmt.Errorf("is %.60q (%w)", b, orDamaged(err)), "write "+ociLayout+" into it")
-	}
 	if b, err := os.ReadFile(s.path("check-needed")); err == nil && !c.full {
 		c.problem("the disk", fmt.Errorf("failed to take what was written: %s", strings.TrimSpace(string(b))), "kiln store check --full")
+	}
+	if b, err := os.ReadFile(s.path("oci-layout")); err != nil || string(b) != ociLayout {
+		c.problem("oci-layout", fmt.Errorf("is %.60q (%w)", b, orDamaged(err)), "it was made again")
+		return s.replace(ctx, s.path("oci-layout"), []byte(ociLayout), true)
 	}
 	return nil
 }

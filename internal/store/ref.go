@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -35,12 +36,21 @@ type Ref struct {
 	Updated        time.Time       `json:"updated"`        // when the name was last written
 }
 
+// component is a part of a repository's name, as registries have it. The parser
+// lets more through.
+var component = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*$`)
+
 // Name is the form in which the store keeps a reference, the one that docker
 // shows: hello:latest for hello, docker.io/hello or index.docker.io/library/hello:latest.
 func Name(ref string) (string, error) {
 	r, err := name.ParseReference(ref)
 	if err != nil {
 		return "", fmt.Errorf("image name %q: %w", ref, err)
+	}
+	for _, part := range strings.Split(r.Context().RepositoryStr(), "/") {
+		if !component.MatchString(part) {
+			return "", fmt.Errorf("image name %q: %q is not a part of a name", ref, part)
+		}
 	}
 	if d, ok := r.(name.Digest); ok {
 		if _, err := hexOf(d.DigestStr()); err != nil {

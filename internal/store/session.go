@@ -218,7 +218,7 @@ func (s *Store) discard(path string) error {
 	if err != nil || trash == "" {
 		return err
 	}
-	return layer.Remove(trash)
+	return removeTree(trash)
 }
 
 // toTrash moves path to a new name in the trash; "" if there is no path.
@@ -253,9 +253,23 @@ func (s *Store) emptyTrash() error {
 	}
 	var errs []error
 	for _, e := range entries {
-		errs = append(errs, layer.Remove(s.path("trash", e.Name())))
+		errs = append(errs, removeTree(s.path("trash", e.Name())))
 	}
 	return errors.Join(errs...)
+}
+
+// removeTree removes a tree in the trash, where others may be removing it too.
+func removeTree(path string) error {
+	for {
+		err := layer.Remove(path)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		// Somebody took a file from under us: that is progress too.
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+	}
 }
 
 // Run is scratch space of one build, on the store's file system, so that what

@@ -197,7 +197,7 @@ func (s *Store) placeTree(ctx context.Context, tmp, hex string) error {
 		return err
 	}
 	if old != "" {
-		_ = layer.Remove(old) // whoever opens the store next goes on
+		_ = removeTree(old) // whoever opens the store next goes on
 	}
 	return nil
 }
