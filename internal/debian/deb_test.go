@@ -35,6 +35,9 @@ func readDeb(b []byte) (*deb, []string, error) {
 			return d, names, err
 		}
 		names = append(names, h.Name)
+		if sparse(h) {
+			return d, names, errors.New("sparse")
+		}
 		if _, err := io.Copy(io.Discard, tr); err != nil {
 			return d, names, err
 		}

@@ -129,6 +129,9 @@ func (u *prefix) member(h *tar.Header, body io.Reader) error {
 	case tar.TypeDir:
 		return nil
 	case tar.TypeReg:
+		if sparse(h) {
+			break
+		}
 		return u.file(to, h, body)
 	case tar.TypeLink:
 		from, err := u.target(h.Linkname)

@@ -166,7 +166,9 @@ func (t *tree) place(pkg string, h *tar.Header) (*tar.Header, error) {
 	}
 	switch h.Typeflag {
 	case tar.TypeReg:
-		out.Size = h.Size
+		if out.Size = h.Size; sparse(h) {
+			return nil, fmt.Errorf("%s: sparse files have no place in a package", from)
+		}
 	case tar.TypeDir:
 	case tar.TypeSymlink:
 		out.Linkname, out.Mode = mergeLink(from, to, h.Linkname), 0o777
@@ -184,6 +186,17 @@ func (t *tree) place(pkg string, h *tar.Header) (*tar.Header, error) {
 		return nil, err
 	}
 	return out, nil
+}
+
+// sparse is true for a member with holes: some bytes of it can stand for any size.
+// dpkg-deb makes none.
+func sparse(h *tar.Header) bool {
+	for key := range h.PAXRecords {
+		if strings.HasPrefix(key, "GNU.sparse.") {
+			return true
+		}
+	}
+	return h.Typeflag == tar.TypeGNUSparse
 }
 
 // throughLinks follows symbolic links to directories in p's parents, as dpkg does.
