@@ -65,7 +65,7 @@ func Run(ctx context.Context, bp Buildpack, in Invocation) int {
 	switch {
 	case err == nil:
 		return exitPass
-	case errors.As(err, &fail):
+	case errors.As(err, &fail) && filepath.Base(in.Args[0]) == "detect":
 		fmt.Fprintln(in.Stdout, fail.why)
 		return exitFail
 	default:
@@ -215,7 +215,7 @@ type failure struct{ why string }
 
 func (f *failure) Error() string { return f.why }
 
-// Fail is the error of a Detect whose buildpack has nothing to do for this app.
+// Fail is the error of a Detect (in Build it is like any other) whose buildpack has nothing to do for this app.
 // The sentence is shown to the user as the reason when no group passes: it says
 // what was looked for, and what would make the buildpack take part.
 func Fail(format string, args ...any) error { return &failure{fmt.Sprintf(format, args...)} }
