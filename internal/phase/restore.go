@@ -42,8 +42,6 @@ type RestoreSetting struct {
 	PlatformAPI string
 	// SkipLayers restores nothing but store.toml.
 	SkipLayers bool
-	// ExecEnv is CNB_EXEC_ENV; empty is the default.
-	ExecEnv string
 }
 
 // Known says which layers are in the layers directory as a tar that exists
@@ -288,7 +286,10 @@ func (r *restorer) write(m *restoring, file string, body []byte) error {
 	if err := r.root.RemoveAll(name); err != nil {
 		return err
 	}
-	return r.root.WriteFile(name, body, 0o644)
+	if err := r.root.WriteFile(name, body, 0o644); err != nil {
+		return err
+	}
+	return r.root.Chmod(name, 0o644)
 }
 
 // Extract is a Place that unpacks layers into the directory layers.Upper. They
@@ -312,6 +313,25 @@ func Extract(layers Tree) Place {
 		if err := layer.Remove(to); err != nil {
 			return err
 		}
+		return move(from, to)
+	}
+}
+
+// move renames a file or directory that this process owns. A directory that
+// gets another parent must be writable for that.
+func move(from, to string) error {
+	fi, err := os.Lstat(from)
+	if err != nil {
+		return err
+	}
+	if !fi.IsDir() || fi.Mode()&0o200 != 0 {
 		return os.Rename(from, to)
 	}
+	if err := os.Chmod(from, fi.Mode()|0o200); err != nil {
+		return err
+	}
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	return os.Chmod(to, fi.Mode())
 }

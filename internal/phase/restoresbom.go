@@ -45,7 +45,7 @@ func restoreSBOM(ctx context.Context, previous v1.Image, md spec.LifecycleMetada
 		if err := os.Mkdir(to, 0o755); err != nil {
 			return err
 		}
-		return os.Rename(from, filepath.Join(to, "launch"))
+		return move(from, filepath.Join(to, "launch"))
 	})
 }
 
@@ -109,4 +109,39 @@ func (r *restorer) copySBOMs(src layer.Stack, from string) error {
 // dropSBOMs removes <layers>/sbom, so that nothing stale gets into this build.
 func (r *restorer) dropSBOMs() error {
 	return layer.Remove(filepath.Join(r.layers.Upper, sbomDir))
+}
+
+// PutSBOM writes an SBOM that is not a buildpack's, such as the launcher's, at
+// rel below <layers>/sbom, for Assemble and for the platform to find. Its mode
+// does not depend on the umask, since it is in a layer's tar.
+func PutSBOM(layers Tree, rel string, body []byte) error {
+	root, err := os.OpenRoot(layers.Upper)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	file := path.Join(sbomDir, rel)
+	for i, c := range file {
+		if c != '/' {
+			continue
+		}
+		err := root.Mkdir(file[:i], 0o755)
+		if errors.Is(err, fs.ErrExist) {
+			continue
+		}
+		if err == nil {
+			err = root.Chmod(file[:i], 0o755)
+		}
+		if err != nil {
+			return fmt.Errorf("SBOM %s: %w", rel, err)
+		}
+	}
+	// Buildpacks can have put something there: it goes, it is not written through.
+	if err := root.RemoveAll(file); err != nil {
+		return fmt.Errorf("SBOM %s: %w", rel, err)
+	}
+	if err := root.WriteFile(file, body, 0o644); err != nil {
+		return fmt.Errorf("SBOM %s: %w", rel, err)
+	}
+	return root.Chmod(file, 0o644)
 }
