@@ -104,7 +104,10 @@ func (c *checker) index(ctx context.Context) error {
 	if _, err := os.Lstat(s.path("refs", staleMark)); err == nil {
 		return s.writeIndex(ctx) // of somebody who was killed
 	}
-	refs, _ := s.Refs(ctx) // damaged ones are told by images
+	refs, err := s.readableRefs(ctx) // damaged ones are told by images
+	if err != nil {
+		return err
+	}
 	want, err := index(refs)
 	if err != nil {
 		return err

@@ -109,7 +109,7 @@ func (s *Store) Refs(ctx context.Context) ([]Ref, error) {
 		return nil, fmt.Errorf("list images of store: %w", err)
 	}
 	var refs []Ref
-	var errs []error
+	var errs refErrors
 	for _, e := range entries {
 		if e.Name() == staleMark {
 			continue
@@ -124,10 +124,32 @@ func (s *Store) Refs(ctx context.Context) ([]Ref, error) {
 		}
 	}
 	slices.SortFunc(refs, func(a, b Ref) int { return cmp.Compare(a.Name, b.Name) })
-	if err := errors.Join(errs...); err != nil {
-		return refs, fmt.Errorf("list images of store: %w", err)
+	if len(errs) > 0 {
+		return refs, fmt.Errorf("list images of store: %w", errs)
 	}
 	return refs, nil
+}
+
+// refErrors are the refs that could not be read.
+type refErrors []error
+
+func (e refErrors) Error() string   { return errors.Join(e...).Error() }
+func (e refErrors) Unwrap() []error { return e }
+
+// readableRefs lists the refs without those that are damaged, of which Check
+// and GC speak. One that merely could not be read now is an error: to leave it
+// out would be to lose it.
+func (s *Store) readableRefs(ctx context.Context) ([]Ref, error) {
+	refs, err := s.Refs(ctx)
+	if errs, ok := errors.AsType[refErrors](err); ok {
+		for _, e := range errs {
+			if !errors.Is(e, ErrDamaged) {
+				return nil, err
+			}
+		}
+		return refs, nil
+	}
+	return refs, err
 }
 
 func (s *Store) readRefFile(file string) (Ref, error) {
@@ -308,7 +330,10 @@ func (s *Store) freshIndex(ctx context.Context) error {
 
 // writeIndex makes index.json from refs. The caller has the refs lock.
 func (s *Store) writeIndex(ctx context.Context) error {
-	refs, _ := s.Refs(ctx) // a damaged ref is not in the index; Check and GC speak of it
+	refs, err := s.readableRefs(ctx)
+	if err != nil {
+		return fmt.Errorf("write index.json: %w", err)
+	}
 	b, err := index(refs)
 	if err != nil {
 		return err
