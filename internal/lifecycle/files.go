@@ -45,20 +45,23 @@ func (h Host) stack(p path) (layer.Stack, error) {
 	return stack, nil
 }
 
-// read reads a file of at most spec.MaxDocument bytes. In a mapped directory
-// foreign code may have written, so no link is followed there.
-func (h Host) read(p path) ([]byte, error) {
+// read reads a document.
+func (h Host) read(p path) ([]byte, error) { return h.readFile(p, spec.MaxDocument) }
+
+// readFile reads a file of at most limit bytes. In a mapped directory foreign
+// code may have written, so no link is followed there.
+func (h Host) readFile(p path, limit int64) ([]byte, error) {
 	if stack, rel, ok := h.find(p); ok {
-		return stack.ReadFile(rel, spec.MaxDocument)
+		return stack.ReadFile(rel, limit)
 	}
 	f, err := os.OpenFile(string(p), os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, spec.MaxDocument+1))
-	if err == nil && len(b) > spec.MaxDocument {
-		err = fmt.Errorf("read %s: more than %d bytes", p, spec.MaxDocument)
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		err = fmt.Errorf("read %s: more than %d bytes", p, limit)
 	}
 	return b, err
 }

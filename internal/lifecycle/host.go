@@ -3,9 +3,14 @@ package lifecycle
 import (
 	"io"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
 	"github.com/kilnbuild/kiln/internal/event"
+	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/phase"
 	"github.com/kilnbuild/kiln/internal/sandbox"
+	"github.com/kilnbuild/kiln/internal/spec"
 )
 
 // Host is what a phase may touch beyond its flags, environment and files. The
@@ -20,16 +25,56 @@ type Host struct {
 	Stdout, Stderr io.Writer
 	// Events takes what happens; nil renders to Stdout in the -log-format.
 	Events event.Sink
-	// Runner runs buildpacks; nil is sandbox.InPlace.
+	// Runner runs buildpacks; nil is sandbox.InPlace, which refuses root.
 	Runner sandbox.Runner
 	// Dirs maps an absolute directory of the build container ("/layers",
 	// "/workspace", "/cnb/lifecycle", "/platform") to where it is on this host.
 	// The longest match counts; a directory that is not listed is itself. Reads
 	// go through the Stack, writes to its Upper.
 	Dirs map[string]layer.Stack
-	// Places opens the image source and target, the cache and the layer store
-	// for a phase's inputs; nil means registry, layout and volume cache as the
-	// flags say. One value lives through all phases of a build, so what Restore
-	// learned (which layers are in place, under which diffID) Export may use.
-	// (The type is up to the lifecycle's author: keep it small.)
+	// Places is where images and layers are; nil means registries and a volume
+	// cache, as the flags say. One value serves all phases of a build.
+	Places *Places
+}
+
+// Cache is what an app's builds keep from one to the next.
+type Cache interface {
+	phase.CacheReader
+	phase.CacheWriter
+}
+
+// Places is where a host keeps what trusted phases read and make. The zero
+// value of a field has the meaning of a plain container.
+type Places struct {
+	// Source opens the run image and the previous image, Target takes the app
+	// image under every name it is to have; nil are registries.
+	Source image.Source
+	Target image.Target
+	// Trusted knows blobs of Target that need not be read again after an export;
+	// nil are those of the run image and the previous image.
+	Trusted image.Known
+	// Layers keeps finished layers; nil is a directory that goes with the phase.
+	Layers phase.Layers
+	// Cache is the app's cache; nil is that of -cache-dir.
+	Cache Cache
+	// Place puts a cached layer into <layers>; nil unpacks it there.
+	Place phase.Place
+	// AppDiffID is the diffID of the app as it was before the build, if known.
+	AppDiffID string
+
+	// Exported, Cached and Report are what the exporter made: the image with the
+	// diffIDs of its layers, those of the cached layers, and report.toml.
+	Exported phase.Output
+	Cached   phase.Known
+	Report   spec.Report
+
+	// What one phase found out and a later one would have to find out again.
+	run, previous opened
+	known         phase.Known
+}
+
+// opened is an image together with the reference that analyzed.toml has for it.
+type opened struct {
+	reference string
+	image     v1.Image
 }

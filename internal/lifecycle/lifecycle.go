@@ -60,26 +60,55 @@ func Run(ctx context.Context, phase string, args, environ []string, host Host) i
 		fmt.Fprintln(host.stdout(), spec.Version)
 		return spec.ExitOK
 	}
-	api := lookup(environ, "CNB_PLATFORM_API")
-	if err := spec.SupportedPlatform(api); err != nil {
-		return host.complain(phase, err)
-	}
-	in, err := parse(phase, api, args, environ)
+	in, err := inputsOf(phase, args, environ)
 	if errors.Is(err, errHelp) {
-		fmt.Fprint(host.stdout(), usage(phase, api))
+		fmt.Fprint(host.stdout(), usage(phase, in.api))
 		return spec.ExitOK
 	}
 	if err != nil {
-		return host.complain(phase, err)
+		fmt.Fprintf(host.stderr(), "%s: error: %s\n", phase, sentence(err))
+		return spec.ExitCode(err, spec.ExitGeneric)
 	}
 	host.Events = host.sink(in)
 	if err := host.run(ctx, in, environ); err != nil {
-		for _, e := range messages(err) {
-			host.Events.Emit(e)
-		}
+		host.Events.Emit(event.Message{Level: event.Error, Text: sentence(err)})
 		return spec.ExitCode(err, exitCodes[phase])
 	}
 	return spec.ExitOK
+}
+
+// Do is Run for a host that shows errors, times phases and exits by itself:
+// kiln's own process. The error carries the exit code.
+func Do(ctx context.Context, phase string, args, environ []string, host Host) error {
+	in, err := inputsOf(phase, args, environ)
+	if err != nil {
+		return err
+	}
+	host.Events = host.sink(in)
+	f := host.phase
+	if phase == creator {
+		f = host.create
+	}
+	if err := f(ctx, in, environ); err != nil {
+		return spec.Exit(spec.ExitCode(err, exitCodes[phase]), err)
+	}
+	return nil
+}
+
+func inputsOf(phase string, args, environ []string) (inputs, error) {
+	api := lookup(environ, "CNB_PLATFORM_API")
+	if err := spec.SupportedPlatform(api); err != nil {
+		return inputs{}, err
+	}
+	return parse(phase, api, args, environ)
+}
+
+// sentence is an error and, if it is known, what to do about it.
+func sentence(err error) string {
+	if hint := spec.HintOf(err); hint != "" {
+		return err.Error() + " (" + hint + ")"
+	}
+	return err.Error()
 }
 
 // exitCodes is what a phase exits with when its error does not say.
@@ -110,16 +139,37 @@ func (h Host) frame(phase string, f func() error) error {
 
 func (h Host) phase(ctx context.Context, in inputs, environ []string) error {
 	switch in.phase {
+	case analyzer:
+		return h.analyze(ctx, in)
 	case detector:
 		return h.detect(ctx, in, environ)
+	case restorer:
+		return h.restore(ctx, in)
 	case builder:
 		return h.build(ctx, in, environ)
+	case exporter:
+		return h.export(ctx, in)
 	}
 	return fmt.Errorf("kiln has no %s yet", in.phase)
 }
 
+// create is the creator: the phases of a build one after the other, with
+// shared inputs. What it hands over still goes through the files.
 func (h Host) create(ctx context.Context, in inputs, environ []string) error {
-	return h.phase(ctx, in, environ)
+	if h.Places == nil {
+		h.Places = &Places{}
+	}
+	in.skipLayers = in.skipRestore
+	for _, phase := range []string{analyzer, detector, restorer, builder, exporter} {
+		in.phase = phase
+		if phase == exporter {
+			in.args = append(in.args, in.tags...)
+		}
+		if err := h.frame(phase, func() error { return h.phase(ctx, in, environ) }); err != nil {
+			return spec.Exit(spec.ExitCode(err, exitCodes[phase]), err)
+		}
+	}
+	return nil
 }
 
 func lookup(environ []string, name string) string {
@@ -129,24 +179,6 @@ func lookup(environ []string, name string) string {
 		}
 	}
 	return ""
-}
-
-// messages is an error as events: what went wrong and, if known, what to do.
-func messages(err error) []event.Event {
-	all := []event.Event{event.Message{Level: event.Error, Text: err.Error()}}
-	if hint := spec.HintOf(err); hint != "" {
-		all = append(all, event.Message{Level: event.Error, Text: "hint: " + hint})
-	}
-	return all
-}
-
-// complain is for errors before there is a sink.
-func (h Host) complain(phase string, err error) int {
-	fmt.Fprintf(h.stderr(), "%s: error: %v\n", phase, err)
-	if hint := spec.HintOf(err); hint != "" {
-		fmt.Fprintf(h.stderr(), "%s: hint: %s\n", phase, hint)
-	}
-	return spec.ExitCode(err, spec.ExitGeneric)
 }
 
 // sink is where the phase's events go: to the host's own sink; else to stdout,
@@ -179,6 +211,10 @@ func (h Host) sink(in inputs) event.Sink {
 }
 
 var levels = map[event.Level]int{event.Debug: 0, event.Info: 1, event.Warn: 2, event.Error: 3}
+
+func (h Host) warn(format string, args ...any) {
+	h.Events.Emit(event.Message{Level: event.Warn, Text: fmt.Sprintf(format, args...)})
+}
 
 // runner is what runs buildpacks. In this process's own root they would have
 // all that it has, so it must not be root; the reference refuses too.

@@ -34,7 +34,7 @@ func parse(phase, api string, args, environ []string) (inputs, error) {
 				*list = nil
 			}
 			given[r.Flag] = true
-			return store(r.to(&in), s)
+			return assignTo(r.to(&in), s)
 		}
 		if _, ok := r.to(&in).(*bool); ok {
 			set.BoolFunc(r.Flag[1:], r.Help, assign)
@@ -94,12 +94,12 @@ func (in *inputs) fromVariable(r Row, value string) error {
 		*to, _ = strconv.ParseBool(value) // what cannot be read is false, as platforms are used to
 		return nil
 	default:
-		return store(to, value)
+		return assignTo(to, value)
 	}
 }
 
-// store sets a value from its text; lists grow.
-func store(to any, s string) (err error) {
+// assignTo sets a value from its text; lists grow.
+func assignTo(to any, s string) (err error) {
 	switch to := to.(type) {
 	case *path:
 		*to = path(s)

@@ -185,7 +185,7 @@ func TestDetectFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.want(spec.ExitDetect, w.run(detector))
-	if out := w.stderr.String(); !strings.Contains(out, w.path("order.toml")) || !strings.Contains(out, "hint: ") {
+	if out := w.stderr.String(); !strings.Contains(out, w.path("order.toml")) || !strings.Contains(out, "(the order of buildpacks is in") {
 		t.Error(out)
 	}
 	w.write("order.toml", "[[order]]\n[[order.group]]\nid=3\n")

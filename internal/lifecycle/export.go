@@ -1,0 +1,199 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/kilnbuild/kiln/internal/image"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/phase"
+	"github.com/kilnbuild/kiln/internal/spec"
+	"github.com/kilnbuild/kiln/internal/store"
+)
+
+// maxLauncher bounds the launcher, in bytes. It is copied into every image;
+// those in the field have 2 to 3 MB.
+const maxLauncher = 64 << 20
+
+// repository is where kiln's launcher is made.
+const repository = "https://github.com/kilnbuild/kiln"
+
+// export is the exporter.
+func (h Host) export(ctx context.Context, in inputs) error {
+	p, err := h.places(in)
+	if err != nil {
+		return err
+	}
+	if err := phase.CheckOneRegistry(in.args[0], in.args[1:]); err != nil {
+		return spec.Exit(spec.ExitInvalidArgs, err)
+	}
+	input, err := h.input(ctx, in, p)
+	if err != nil {
+		return err
+	}
+	keep := p.Layers
+	if keep == nil {
+		scratch, err := os.MkdirTemp("", "kiln-export-")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(scratch)
+		s, err := store.Open(ctx, scratch)
+		if err != nil {
+			return err
+		}
+		defer s.Close()
+		keep = s
+	}
+	if p.Exported, err = phase.Assemble(ctx, keep, input, h.Events); err != nil {
+		return err
+	}
+	return h.deliver(ctx, in, p, keep, input)
+}
+
+// input reads what the app image is made of.
+func (h Host) input(ctx context.Context, in inputs, p *Places) (phase.Input, error) {
+	var files phase.Input
+	var errs [5]error
+	files.Analyzed, errs[0] = h.analyzed(in)
+	files.Group, errs[1] = decode(h, in.group, spec.ReadGroup)
+	files.Built, errs[2] = decode(h, in.layers+"/config/metadata.toml", spec.ReadBuildMetadata)
+	files.RunTOML, errs[3] = h.runImages(in)
+	files.Project, errs[4] = decodeOptional(h, in.projectMetadata, spec.ReadProjectMetadata)
+	if err := errors.Join(errs[:]...); err != nil {
+		return files, err
+	}
+	if err := h.copySBOMs(in); err != nil {
+		return files, err
+	}
+	var err error
+	if files.Layers, err = h.tree(in.layers); err != nil {
+		return files, err
+	}
+	if files.App, err = h.tree(in.app); err != nil {
+		return files, err
+	}
+	if files.Owner, err = h.owner(in); err != nil {
+		return files, err
+	}
+	if files.Launcher, err = h.readFile(in.launcher, maxLauncher); err != nil {
+		return files, fmt.Errorf("launcher: %w", err)
+	}
+	files.PlatformAPI, files.ExecEnv, files.ProcessType, files.SourceDateEpoch = in.api, in.execEnv, in.processType, in.sourceDateEpoch
+	files.Known, files.AppDiffID = p.known, p.AppDiffID
+	files.LauncherInfo = spec.LauncherInfo{Version: spec.Version, Source: spec.LauncherSource{Git: spec.LauncherGit{Repository: repository}}}
+	files.Run, files.Previous, err = p.images(ctx, files.Analyzed)
+	return files, err
+}
+
+// images opens what analyzed.toml speaks of, unless an earlier phase has. A
+// previous image that is gone meanwhile is none.
+func (p *Places) images(ctx context.Context, analyzed spec.Analyzed) (run, previous v1.Image, err error) {
+	if r := analyzed.RunImage; r != nil && r.Reference != "" {
+		if run, err = p.open(ctx, p.run, r.Reference); err != nil {
+			return nil, nil, fmt.Errorf("run image: %w", err)
+		}
+	}
+	if r := analyzed.PreviousImage; r != nil && r.Reference != "" {
+		previous, err = p.open(ctx, p.previous, r.Reference)
+		if err != nil && !errors.Is(err, image.ErrNotFound) {
+			return nil, nil, fmt.Errorf("previous image: %w", err)
+		}
+	}
+	return run, previous, nil
+}
+
+func (p *Places) open(ctx context.Context, known opened, reference string) (v1.Image, error) {
+	if known.reference == reference && known.image != nil {
+		return known.image, nil
+	}
+	return p.Source.Image(ctx, reference)
+}
+
+// owner is who the files of an image belong to: the build user.
+func (h Host) owner(in inputs) (layer.Owner, error) {
+	if in.uid >= 0 && in.gid >= 0 {
+		return layer.Owner{UID: in.uid, GID: in.gid}, nil
+	}
+	if h.Dirs != nil {
+		return layer.Owner{}, spec.Exit(spec.ExitInvalidArgs, errors.New("the build user is not known: -uid and -gid must be set"))
+	}
+	return layer.Owner{UID: os.Getuid(), GID: os.Getgid()}, nil
+}
+
+// deliver writes the image, the report and the cache. The image goes first: it
+// is what the user waits for.
+func (h Host) deliver(ctx context.Context, in inputs, p *Places, keep phase.Layers, input phase.Input) error {
+	trusted, err := p.trusted(input)
+	if err != nil {
+		return err
+	}
+	export := func(ctx context.Context) (err error) {
+		p.Report, err = phase.Export(ctx, p.Target, in.args, p.Exported.Image, trusted, false, h.Events)
+		if len(p.Report.Image.Tags) > 0 {
+			err = errors.Join(err, h.encode(in.report, p.Report))
+		}
+		return err
+	}
+	cache, err := p.cache(in)
+	if err != nil {
+		return err
+	}
+	save := func(ctx context.Context) (err error) {
+		if cache != nil {
+			p.Cached, err = phase.SaveCache(ctx, keptCache(cache, keep), keep, input, p.Exported, h.Events)
+		}
+		return err
+	}
+	if in.parallel {
+		group, gctx := errgroup.WithContext(ctx)
+		group.Go(func() error { return export(gctx) })
+		group.Go(func() error { return save(gctx) })
+		return group.Wait()
+	}
+	if err := export(ctx); err != nil {
+		return err
+	}
+	return save(ctx)
+}
+
+// trusted are the blobs that need not be read again after the export.
+func (p *Places) trusted(input phase.Input) (image.Known, error) {
+	if p.Trusted != nil {
+		return p.Trusted, nil
+	}
+	bases := []v1.Image{input.Run}
+	if input.Previous != nil {
+		bases = append(bases, input.Previous)
+	}
+	return image.KnownFrom(bases...)
+}
+
+// copySBOMs puts the SBOMs of launcher and lifecycle, as far as they exist,
+// where those of the buildpacks are.
+func (h Host) copySBOMs(in inputs) error {
+	if !spec.Has(in.api, spec.PlatformLauncherSBOM) {
+		return nil
+	}
+	for from, to := range map[path]path{"launcher": "launch/buildpacksio_lifecycle/launcher", "lifecycle": "build/buildpacksio_lifecycle"} {
+		for _, ext := range []path{"cdx.json", "spdx.json", "syft.json"} {
+			b, err := h.read(in.launcherSBOM + "/" + from + ".sbom." + ext)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err == nil {
+				err = h.write(in.layers+"/sbom/"+to+"/sbom."+ext, b)
+			}
+			if err != nil {
+				return fmt.Errorf("SBOM of the %s: %w", from, err)
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,205 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/phase"
+	"github.com/kilnbuild/kiln/internal/registry"
+	"github.com/kilnbuild/kiln/internal/spec"
+)
+
+// places completes what the host gives with what a plain container has.
+func (h Host) places(in inputs) (*Places, error) {
+	if in.daemon {
+		return nil, errors.New("-daemon: kiln does not speak to a docker daemon; export to a registry")
+	}
+	if in.layout {
+		return nil, errors.New("-layout: kiln's lifecycle does not export to layouts yet; export to a registry")
+	}
+	p := h.Places
+	if p == nil {
+		p = &Places{}
+	}
+	if p.Source != nil && p.Target != nil {
+		return p, nil
+	}
+	r, err := registry.New(registry.Options{Auth: in.registryAuth, Insecure: in.insecure, Events: h.Events})
+	if err != nil {
+		return nil, err
+	}
+	if p.Source == nil {
+		p.Source = r
+	}
+	if p.Target == nil {
+		p.Target = r
+	}
+	return p, nil
+}
+
+// analyze is the analyzer.
+func (h Host) analyze(ctx context.Context, in inputs) error {
+	p, err := h.places(in)
+	if err != nil {
+		return err
+	}
+	names := phase.Names{Image: in.args[0], Tags: in.tags, Previous: in.previousImage, Run: in.runImage, Cache: in.cacheImage}
+	if err := phase.CheckOneRegistry(names.Image, names.Tags); err != nil {
+		return spec.Exit(spec.ExitInvalidArgs, err)
+	}
+	if in.launchCache != "" {
+		h.warn("-launch-cache is ignored: it is for images in a docker daemon")
+	}
+	run, err := h.runImages(in)
+	if err != nil {
+		return err
+	}
+	var layers *phase.Tree
+	if !in.skipLayers {
+		tree, err := h.tree(in.layers)
+		if err != nil {
+			return err
+		}
+		layers = &tree
+	}
+	found, err := phase.Analyze(ctx, p.Source, names, run, phase.AnalyzeSetting{PlatformAPI: in.api, ExecEnv: in.execEnv}, layers, h.Events)
+	if err != nil {
+		return err
+	}
+	if found.RunImage != nil {
+		p.run = opened{found.RunImage.Reference, found.Run}
+	}
+	if found.PreviousImage != nil {
+		p.previous = opened{found.PreviousImage.Reference, found.Previous}
+	}
+	if err := h.encode(in.analyzed, found.Analyzed); err != nil {
+		return err
+	}
+	return h.give(in)
+}
+
+// runImages reads run.toml, or stack.toml where that is still its name. It may
+// be missing where the run image has been named.
+func (h Host) runImages(in inputs) (spec.RunTOML, error) {
+	if in.run == "" {
+		return spec.RunTOML{}, nil
+	}
+	read := spec.ReadRunTOML
+	if spec.Has(in.api, spec.PlatformStackTOML) {
+		read = spec.ReadStackTOML
+	}
+	return decodeOptional(h, in.run, read)
+}
+
+// restore is the restorer.
+func (h Host) restore(ctx context.Context, in inputs) error {
+	if in.buildImage != "" {
+		return errors.New("-build-image: kiln does not extend images yet")
+	}
+	p, err := h.places(in)
+	if err != nil {
+		return err
+	}
+	group, err := decode(h, in.group, spec.ReadGroup)
+	if err != nil {
+		return err
+	}
+	analyzed, err := h.analyzed(in)
+	if err != nil {
+		return err
+	}
+	run, err := h.runImages(in)
+	if err != nil {
+		return err
+	}
+	refreshed, err := phase.RefreshRunImage(ctx, p.Source, analyzed, run, phase.AnalyzeSetting{PlatformAPI: in.api, ExecEnv: in.execEnv})
+	if err != nil {
+		return err
+	}
+	layers, err := h.tree(in.layers)
+	if err != nil {
+		return err
+	}
+	place := p.Place
+	if place == nil {
+		place = phase.Extract(layers)
+	}
+	set := phase.RestoreSetting{PlatformAPI: in.api, SkipLayers: in.skipLayers}
+	cache, err := p.cache(in)
+	if err != nil {
+		return err
+	}
+	if p.known, err = phase.Restore(ctx, cache, place, group, refreshed, layers, set, h.Events); err != nil {
+		return err
+	}
+	if err := h.encode(in.analyzed, refreshed); err != nil {
+		return err
+	}
+	return h.give(in)
+}
+
+// tree is a directory of the build for the phases that read it file by file.
+func (h Host) tree(p path) (phase.Tree, error) {
+	stack, err := h.stack(p)
+	if err != nil {
+		return phase.Tree{}, err
+	}
+	if _, err := stack.Lstat("."); errors.Is(err, fs.ErrNotExist) {
+		return phase.Tree{}, fmt.Errorf("%s: no such directory", p)
+	}
+	tree := phase.Tree{Stack: stack, Path: string(p), Above: h.above(p)}
+	if _, _, mapped := h.find(p); !mapped {
+		tree.OwnerOf = ownerOf // this is the build container: files have their real owners
+	}
+	return tree, nil
+}
+
+// above lists the directories that lead to p, from the top. In a container they
+// are as they are; of a build elsewhere only their names are known.
+func (h Host) above(p path) []layer.Parent {
+	var list []layer.Parent
+	for dir := filepath.Dir(string(p)); dir != "/"; dir = filepath.Dir(dir) {
+		parent := layer.Parent{Path: dir, Mode: fs.ModeDir | 0o755}
+		if _, _, mapped := h.find(p); !mapped {
+			if fi, err := os.Stat(dir); err == nil {
+				parent.Mode, parent.Owner = fi.Mode(), ownerOf(fi)
+			}
+		}
+		list = append(list, parent)
+	}
+	slices.Reverse(list)
+	return list
+}
+
+func ownerOf(fi fs.FileInfo) layer.Owner {
+	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+		return layer.Owner{UID: int(st.Uid), GID: int(st.Gid)}
+	}
+	return layer.Owner{}
+}
+
+// give makes <layers> the build user's, where a phase ran as root in the build
+// container. Links are not followed.
+func (h Host) give(in inputs) error {
+	if _, _, mapped := h.find(in.layers); mapped || os.Geteuid() != 0 || in.uid < 0 || in.gid < 0 {
+		return nil
+	}
+	root, err := os.OpenRoot(string(in.layers))
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return fs.WalkDir(root.FS(), ".", func(name string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return root.Lchown(name, in.uid, in.gid)
+	})
+}
