@@ -69,7 +69,7 @@ func (l Layout) write(ctx context.Context, ref string, img v1.Image) error {
 		return err
 	}
 	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
-		return Layout{dir}.extend(ctx, ref, img)
+		return Layout{dir}.extend(ctx, ref, img, lockDir)
 	}
 	parent := filepath.Dir(dir)
 	if err := os.MkdirAll(parent, 0o777); err != nil {
@@ -80,14 +80,14 @@ func (l Layout) write(ctx context.Context, ref string, img v1.Image) error {
 		return err
 	}
 	defer t.remove()
-	if err := (Layout{t.path}).extend(ctx, ref, img); err != nil {
+	if err := (Layout{t.path}).extend(ctx, ref, img, alreadyLocked); err != nil {
 		return err
 	}
 	err = os.Rename(t.path, dir)
 	if errors.Is(err, fs.ErrExist) || errors.Is(err, syscall.ENOTEMPTY) {
 		// Somebody else was first: add to theirs. The blobs are read again,
 		// which is rare enough.
-		return Layout{dir}.extend(ctx, ref, img)
+		return Layout{dir}.extend(ctx, ref, img, lockDir)
 	}
 	if err != nil {
 		return err
@@ -96,8 +96,12 @@ func (l Layout) write(ctx context.Context, ref string, img v1.Image) error {
 	return syncDir(parent)
 }
 
+// alreadyLocked stands in for lockDir: a new directory is its maker's, who
+// holds its lock.
+func alreadyLocked(context.Context, string) (func(), error) { return func() {}, nil }
+
 // extend adds img to a directory that is there.
-func (l Layout) extend(ctx context.Context, ref string, img v1.Image) error {
+func (l Layout) extend(ctx context.Context, ref string, img v1.Image, lock func(context.Context, string) (func(), error)) error {
 	if err := l.check(); err != nil {
 		return err
 	}
@@ -114,7 +118,7 @@ func (l Layout) extend(ctx context.Context, ref string, img v1.Image) error {
 	if err != nil {
 		return err
 	}
-	unlock, err := lockDir(ctx, l.Dir)
+	unlock, err := lock(ctx, l.Dir)
 	if err != nil {
 		return err
 	}
