@@ -53,7 +53,7 @@ func (c *Client) Build(ctx context.Context, r Recipe, put PutLayer) (Result, err
 			return Result{}, fmt.Errorf("layer %s: %w", g.Name, p.cause(err))
 		}
 	}
-	if err := b.elf.check(b.tree, r.AllowMissing); err != nil {
+	if err := b.elf.check(b.tree, lock.Arch, r.AllowMissing); err != nil {
 		return Result{}, err
 	}
 	for _, u := range b.result.Unemulated {

@@ -1,6 +1,7 @@
 package debian
 
 import (
+	"archive/tar"
 	"bytes"
 	"debug/elf"
 	"errors"
@@ -20,7 +21,6 @@ type elfIndex struct {
 // elfFile is one program or library.
 type elfFile struct {
 	path    string
-	class   elf.Class
 	machine elf.Machine
 	interp  string
 	needed  []string
@@ -109,7 +109,10 @@ func (x *elfIndex) add(name string, p *elfProbe) error {
 	if f.Type != elf.ET_EXEC && f.Type != elf.ET_DYN {
 		return nil
 	}
-	e := elfFile{path: name, class: f.Class, machine: f.Machine}
+	if f.OSABI != elf.ELFOSABI_NONE && f.OSABI != elf.ELFOSABI_LINUX {
+		return nil // another system's: packages have them as test data
+	}
+	e := elfFile{path: name, machine: f.Machine}
 	for _, prog := range f.Progs {
 		if prog.Type == elf.PT_INTERP && prog.Filesz < 4096 {
 			b := make([]byte, prog.Filesz)
@@ -136,43 +139,63 @@ func (x *elfIndex) add(name string, p *elfProbe) error {
 	return nil
 }
 
-// libraryDirs are where the dynamic linker looks when it has no cache and no
-// instructions, merged: Debian's multiarch directory and the classical ones.
-func libraryDirs(m elf.Machine) []string {
-	triplet := map[elf.Machine]string{
-		elf.EM_X86_64: "x86_64-linux-gnu", elf.EM_AARCH64: "aarch64-linux-gnu", elf.EM_386: "i386-linux-gnu",
-		elf.EM_ARM: "arm-linux-gnueabihf", elf.EM_PPC64: "powerpc64le-linux-gnu", elf.EM_S390: "s390x-linux-gnu",
-		elf.EM_RISCV: "riscv64-linux-gnu",
-	}[m]
-	dirs := []string{"usr/lib", "usr/lib64"}
-	if triplet != "" {
-		dirs = slices.Insert(dirs, 0, "usr/lib/"+triplet)
-	}
-	return dirs
+// machines are the architectures by Debian's name: the machine in ELF files and
+// the directory of their libraries.
+var machines = map[string]struct {
+	elf     elf.Machine
+	triplet string
+}{
+	"amd64": {elf.EM_X86_64, "x86_64-linux-gnu"}, "arm64": {elf.EM_AARCH64, "aarch64-linux-gnu"},
+	"i386": {elf.EM_386, "i386-linux-gnu"}, "armhf": {elf.EM_ARM, "arm-linux-gnueabihf"},
+	"ppc64el": {elf.EM_PPC64, "powerpc64le-linux-gnu"}, "s390x": {elf.EM_S390, "s390x-linux-gnu"},
+	"riscv64": {elf.EM_RISCV, "riscv64-linux-gnu"},
 }
 
 // check reports every interpreter and needed library that the image lacks,
-// except those that are allowed to be missing.
-func (x *elfIndex) check(t *tree, allowed []string) error {
+// except those that are allowed to be missing. Files for another architecture
+// than the image's cannot run in it and are left alone.
+func (x *elfIndex) check(t *tree, arch string, allowed []string) error {
+	machine, known := machines[arch]
+	private := t.privateLibraries()
 	var missing []error
 	for _, f := range x.files {
+		if known && f.machine != machine.elf {
+			continue
+		}
 		if f.interp != "" && !isFile(t.lookup(f.interp)) && !slices.Contains(allowed, path.Base(f.interp)) {
 			missing = append(missing, fmt.Errorf("/%s needs the interpreter %s", f.path, f.interp))
 		}
+		owner := t.nodes[f.path].owner
 		for _, lib := range f.needed {
-			if !slices.Contains(allowed, lib) && !f.finds(t, lib) {
-				missing = append(missing, fmt.Errorf("/%s needs %s (package %s)", f.path, lib, t.nodes[f.path].owner))
+			// A library's private needs are met by the program that loads it: with its
+			// own run path, or because it has loaded them before.
+			own := f.interp == "" && private[owner+"/"+lib]
+			if !own && !slices.Contains(allowed, lib) && !f.finds(t, machine.triplet, lib) {
+				missing = append(missing, fmt.Errorf("/%s needs %s (package %s)", f.path, lib, owner))
 			}
 		}
 	}
 	if len(missing) == 0 {
 		return nil
 	}
-	return fmt.Errorf("shared libraries are missing in the image:\n%w", errors.Join(missing...))
+	return hint(fmt.Errorf("shared libraries are missing in the image:\n%w", errors.Join(missing...)),
+		"add the packages that have them, or allow them to be missing")
 }
 
-// finds says whether the library is where the linker would look.
-func (f elfFile) finds(t *tree, lib string) bool {
+// privateLibraries is the set of "package/file name" of all shared libraries.
+func (t *tree) privateLibraries() map[string]bool {
+	out := map[string]bool{}
+	for p, n := range t.nodes {
+		if base := path.Base(p); strings.Contains(base, ".so") {
+			out[n.owner+"/"+base] = true
+		}
+	}
+	return out
+}
+
+// finds says whether the library is where the linker would look: the run path,
+// then, as images have no cache of ldconfig's, the directories it knows.
+func (f elfFile) finds(t *tree, triplet, lib string) bool {
 	if strings.Contains(lib, "/") {
 		return isFile(t.lookup(lib))
 	}
@@ -184,14 +207,12 @@ func (f elfFile) finds(t *tree, lib string) bool {
 			dirs = append(dirs, path.Clean(d))
 		}
 	}
-	for _, d := range append(dirs, libraryDirs(f.machine)...) {
+	for _, d := range append(dirs, "usr/lib/"+triplet, "usr/lib", "usr/lib64") {
 		if isFile(t.lookup(path.Join(d, lib))) {
 			return true
 		}
 	}
-	// A private library's own needs are met by the run path of the program that
-	// loads it; the library lies beside it.
-	return isFile(t.lookup(path.Join(path.Dir(f.path), lib)))
+	return false
 }
 
-func isFile(n *inode) bool { return n != nil && n.kind != 0 && n.kind != '5' && n.kind != '2' }
+func isFile(n *inode) bool { return n != nil && n.kind == tar.TypeReg }

@@ -70,8 +70,10 @@ func TestMissingLibraries(t *testing.T) {
 		{"allowed", nil, elfWith(t, ld, []string{"liba.so.1"}, "", 0), "usr/bin/p", []string{"liba.so.1", "ld-linux-x86-64.so.2"}, ""},
 		{"run path", []string{"usr/lib/p/liba.so.1"}, elfWith(t, "", []string{"liba.so.1"}, "$ORIGIN/../lib/p", 0), "usr/bin/p", nil, ""},
 		{"absolute run path", []string{"opt/p/liba.so.1"}, elfWith(t, "", []string{"liba.so.1"}, "/opt/p:/opt/q", 0), "usr/bin/p", nil, ""},
-		{"private directory of others", []string{"usr/lib/q/liba.so.1"}, elfWith(t, "", []string{"liba.so.1"}, "", 0), "usr/bin/p", nil, "liba.so.1"},
-		{"neighbour", []string{"usr/lib/q/liba.so.1"}, elfWith(t, "", []string{"liba.so.1"}, "", 0), "usr/lib/q/libb.so.1", nil, ""},
+		{"private to the package, for a program", []string{"usr/lib/q/liba.so.1", "lib64/ld-linux-x86-64.so.2"}, elfWith(t, ld, []string{"liba.so.1"}, "", 0), "usr/bin/p", nil, "liba.so.1"},
+		{"another machine's", nil, strings.Replace(elfWith(t, ld, []string{"liba.so.1"}, "", 0), "\x3e\x00\x01", "\x03\x00\x01", 1), "usr/share/p/testdata", nil, ""},
+		{"another system's", nil, strings.Replace(elfWith(t, ld, []string{"liba.so.1"}, "", 0), "\x02\x01\x01\x00", "\x02\x01\x01\x09", 1), "usr/share/p/testdata", nil, ""},
+		{"private to the package, for a library", []string{"usr/lib/q/liba.so.1"}, elfWith(t, "", []string{"liba.so.1"}, "", 0), "usr/lib/q/libb.so.1", nil, ""},
 		{"large", nil, elfWith(t, "", []string{"liba.so.1"}, "", elfInMemory+1), "usr/bin/p", nil, "/usr/bin/p needs liba.so.1"},
 		{"no ELF after all", nil, elf.ELFMAG + strings.Repeat("x", 200), "usr/bin/p", nil, ""},
 	} {

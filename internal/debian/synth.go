@@ -142,7 +142,19 @@ var alternatives = []alternative{
 	{"usr/bin/node", []string{"nodejs"}},
 }
 
+// libraryAlternatives are shared libraries that have several implementations,
+// each in a directory of its own below that of the architecture's libraries.
+var libraryAlternatives = []alternative{
+	{"libblas.so.3", []string{"openblas-pthread/libblas.so.3", "openblas-openmp/libblas.so.3", "openblas-serial/libblas.so.3", "atlas/libblas.so.3", "blas/libblas.so.3"}},
+	{"liblapack.so.3", []string{"openblas-pthread/liblapack.so.3", "openblas-openmp/liblapack.so.3", "openblas-serial/liblapack.so.3", "atlas/liblapack.so.3", "lapack/liblapack.so.3"}},
+}
+
 func (b *builder) alternatives(l *layerWriter) error {
+	alternatives := slices.Clone(alternatives)
+	dir := "usr/lib/" + machines[b.result.Lock.Arch].triplet + "/"
+	for _, a := range libraryAlternatives {
+		alternatives = append(alternatives, alternative{dir + a.link, a.targets})
+	}
 	for _, a := range alternatives {
 		for _, target := range a.targets {
 			if b.tree.nodes[path.Join(path.Dir(a.link), target)] == nil || b.tree.nodes[a.link] != nil {
