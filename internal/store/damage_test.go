@@ -274,6 +274,33 @@ func TestQuarantine(t *testing.T) {
 	}
 }
 
+// A reader that finds damage late must not take away the good blob that has
+// replaced the bad one meanwhile.
+func TestQuarantineLeavesTheReplacement(t *testing.T) {
+	s := fresh(t)
+	l := putTar(t, s, "f", "body")
+	path := filepath.Join(s.Dir(), "blobs", "sha256", digest(t, l).Hex)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[600] ^= 1
+	replaceFile(t, path, b)
+	rc, _, err := s.OpenBlob(t.Context(), digest(t, l).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rc.Close()
+	putTar(t, s, "f", "body")
+	if _, err := io.Copy(io.Discard, rc); !errors.Is(err, store.ErrDamaged) {
+		t.Errorf("reading a damaged blob gives %v, want ErrDamaged", err)
+	}
+	if _, err := os.Lstat(path); err != nil {
+		t.Errorf("the good blob was taken away: %v", err)
+	}
+	check(t, s)
+}
+
 func inMemoryLayer(t *testing.T, l v1.Layer) v1.Layer {
 	t.Helper()
 	rc, err := l.Uncompressed()

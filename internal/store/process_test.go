@@ -145,8 +145,11 @@ func victim(ctx context.Context, s *store.Store) error {
 		if err := step.do(); err != nil {
 			return err
 		}
-		if step.ack != "" {
-			fmt.Println(step.ack)
+		if step.ack == "" {
+			continue
+		}
+		if _, err := fmt.Println(step.ack); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -128,6 +128,9 @@ func (s *Store) liveItems(ctx context.Context) (map[item]bool, error) {
 		return nil, err
 	}
 	for _, e := range sessions {
+		if !e.IsDir() {
+			continue // left by a process that died making the store
+		}
 		if dead, err := s.dead(e); err != nil {
 			return nil, err
 		} else if dead {
@@ -135,7 +138,7 @@ func (s *Store) liveItems(ctx context.Context) (map[item]bool, error) {
 		}
 		b, err := os.ReadFile(s.path("tmp", e.Name(), "held"))
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // closed just now, or a file of createFile
+			continue // its owner died making it, or closed it just now
 		}
 		if err != nil {
 			return nil, err
@@ -149,10 +152,10 @@ func (s *Store) liveItems(ctx context.Context) (map[item]bool, error) {
 }
 
 // dead says whether nobody holds the lock of an entry of tmp. The caller has
-// the sessions lock.
+// the sessions lock. Files are left by processes that died making the store.
 func (s *Store) dead(e fs.DirEntry) (bool, error) {
 	if !e.IsDir() {
-		return false, nil
+		return true, nil
 	}
 	l, err := tryFlock(s.path("tmp", e.Name()), os.O_RDONLY|unix.O_DIRECTORY, unix.LOCK_EX)
 	switch {
