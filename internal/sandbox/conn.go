@@ -65,7 +65,7 @@ func (c *conn) send(v any, fds ...int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	n, err := c.sendFirst(msg, rights)
-	if err != nil {
+	if err != nil || n == len(msg) { // the other side may have answered and gone already
 		return err
 	}
 	_, err = c.f.Write(msg[n:])

@@ -20,6 +20,10 @@ const (
 // selfExe is this very program, even if its file has been replaced or deleted meanwhile.
 const selfExe = "/proc/self/exe"
 
+// selfEnv is the environment of worker and PID 1: nothing of the host's. The Go runtime is told not to
+// size itself by cgroup, which costs time, and files that it keeps open.
+var selfEnv = []string{"GODEBUG=containermaxprocs=0,updatemaxprocs=0"}
+
 // Init must be the first call of main, and of TestMain: where this process is a re-executed worker
 // or PID 1 of a step it never returns. Elsewhere it costs nothing.
 func Init() {

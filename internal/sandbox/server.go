@@ -153,6 +153,7 @@ func startInit(r *runRequest, socket *os.File, files []int) (*child, error) {
 	}
 	attr := &syscall.ProcAttr{
 		Dir:   "/",
+		Env:   selfEnv,
 		Files: []uintptr{uintptr(null), uintptr(null), 2, socket.Fd()},
 		Sys:   &syscall.SysProcAttr{Cloneflags: flags, Pdeathsig: syscall.SIGKILL, Setsid: true},
 	}

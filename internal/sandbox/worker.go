@@ -135,7 +135,7 @@ func (w *Worker) fork(socket *os.File, mapped bool) (*child, error) {
 		sys.GidMappings = []syscall.SysProcIDMap{{ContainerID: w.options.GID, HostID: os.Getegid(), Size: 1}}
 		sys.GidMappingsEnableSetgroups = w.setGroups
 	}
-	attr := &syscall.ProcAttr{Dir: "/", Files: []uintptr{null.Fd(), null.Fd(), uintptr(syscall.Stderr), socket.Fd()}, Sys: sys}
+	attr := &syscall.ProcAttr{Dir: "/", Env: selfEnv, Files: []uintptr{null.Fd(), null.Fd(), uintptr(syscall.Stderr), socket.Fd()}, Sys: sys}
 	c, err := start(w.options.Executable, []string{workerName}, attr)
 	runtime.KeepAlive(socket)
 	return c, err

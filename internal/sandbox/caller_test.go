@@ -1,0 +1,114 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// probeCaller is a caller that runs a step which holds a lock. Somebody kills it.
+func probeCaller(args []string) int {
+	dir, exe := args[0], args[1]
+	ctx := context.Background()
+	w, _, err := Start(ctx, Options{UID: testUID, GID: testGID, Scratch: []string{dir}})
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	spec := Spec{UID: testUID, GID: testGID, Root: Overlay{Lowers: []string{dir + "/lower"}, Upper: dir + "/upper", Work: dir + "/work"}}
+	spec.Mounts = append(hostLibraries(exe), Mount{Target: "/lock", Source: dir + "/lock"})
+	c := command("hold", "/lock")
+	c.Stdout, c.Stderr = os.Stdout, os.Stderr
+	err = w.In(spec).Run(ctx, c)
+	fmt.Println("ended", err)
+	return 0
+}
+
+// TestKilledCaller kills the caller, which cannot clean up, and wants nothing to be left of its step.
+func TestKilledCaller(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "lower"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	lock := filepath.Join(dir, "lock")
+	if err := os.WriteFile(lock, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := mounts(t)
+	cmd := exec.Command(exe)
+	cmd.Args = []string{probeName, "caller", dir, exe}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 100)
+	n, err := out.Read(buf)
+	if got := string(buf[:n]); err != nil || got != "hold ok\n" {
+		t.Fatalf("the step said %q, %v", got, err)
+	}
+	if locked(t, lock) == nil {
+		t.Fatal("the step holds no lock: this test would see nothing")
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Wait()
+	for deadline := time.Now().Add(10 * time.Second); locked(t, lock) != nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the step outlives its caller")
+		}
+	}
+	if after := mounts(t); after != before {
+		t.Errorf("mounts were left:\n%s", after)
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, ".kiln*")); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+	if err := removeAsCaller(dir); err != nil {
+		t.Error(err)
+	}
+}
+
+// removeAsCaller removes the overlay's work directory, which has mode 000.
+func removeAsCaller(dir string) error {
+	w, _, err := Start(context.Background(), Options{UID: testUID, GID: testGID, Scratch: []string{dir}})
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	return w.Remove(context.Background(), filepath.Join(dir, "work"))
+}
+
+// locked is nil when nobody holds the lock.
+func locked(t *testing.T, path string) error {
+	t.Helper()
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+}
+
+func mounts(t *testing.T) string {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
