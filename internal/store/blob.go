@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -180,8 +181,11 @@ func (s *Store) blobPath(hex string) string { return s.path("blobs", "sha256", h
 // syncBlobs makes the names of all blobs durable; their bytes are already.
 func (s *Store) syncBlobs() error { return s.syncDir(s.path("blobs", "sha256")) }
 
-// putBytes stores a small blob.
+// putBytes stores a small blob, unless these very bytes are there.
 func (s *Store) putBytes(ctx context.Context, b []byte) error {
+	if here, err := s.holdBytes(ctx, b); here || err != nil {
+		return err
+	}
 	w, err := s.Blob(ctx)
 	if err != nil {
 		return err
@@ -192,6 +196,19 @@ func (s *Store) putBytes(ctx context.Context, b []byte) error {
 	}
 	_, _, err = w.commit("", false)
 	return err
+}
+
+func (s *Store) holdBytes(ctx context.Context, b []byte) (bool, error) {
+	l, err := s.shared(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer l.unlock()
+	hex := digestOf(b)[len("sha256:"):]
+	if have, err := os.ReadFile(s.blobPath(hex)); err != nil || !bytes.Equal(have, b) {
+		return false, nil
+	}
+	return true, s.hold(ctx, item{blobKind, hex})
 }
 
 // hasBlob says whether a blob of that size is there. size -1 is any. A blob of

@@ -64,9 +64,9 @@ func strike(t *testing.T, f fault, dir string) bool {
 	return hit
 }
 
-// TestKilledAnywhere kills a process that uses the store at some of its system
+// TestTorture kills a process that uses the store at some of its system
 // calls, and makes others fail. KILN_TORTURE=1 takes every single one.
-func TestKilledAnywhere(t *testing.T) {
+func TestTorture(t *testing.T) {
 	if _, err := exec.LookPath("strace"); err != nil {
 		t.Fatalf("%v: apt-get install strace", err)
 	}
