@@ -80,10 +80,10 @@ func analyze(ctx context.Context, source image.Source, names Names, run spec.Run
 	if a.Analyzed.RunImage, a.Run, err = openRunImage(ctx, source, names.Run, set.Daemon); err != nil {
 		return Analysis{}, err
 	}
-	if err := a.previous(ctx, source, names.Previous, set, sink); err != nil {
+	if err := a.openPrevious(ctx, source, names.Previous, set, sink); err != nil {
 		return Analysis{}, err
 	}
-	if layers != nil && a.Previous != nil && spec.Has(set.PlatformAPI, spec.PlatformSBOM) {
+	if layers != nil && a.Previous != nil && spec.Has(set.PlatformAPI, spec.PlatformSBOM) && !otherExecEnv(a.Analyzed, set.PlatformAPI, set.ExecEnv) {
 		if err := restoreSBOM(ctx, a.Previous, a.Metadata, *layers); err != nil {
 			if ctx.Err() != nil {
 				return Analysis{}, err
@@ -157,8 +157,8 @@ func distinct(list []string) []string {
 	return slices.Compact(list)
 }
 
-// previous opens the image of the last build and reads its label.
-func (a *Analysis) previous(ctx context.Context, source image.Source, ref string, set AnalyzeSetting, sink event.Sink) error {
+// openPrevious opens the image of the last build and reads its label.
+func (a *Analysis) openPrevious(ctx context.Context, source image.Source, ref string, set AnalyzeSetting, sink event.Sink) error {
 	img, err := source.Image(ctx, ref)
 	if errors.Is(err, image.ErrNotFound) {
 		return nil
@@ -174,10 +174,6 @@ func (a *Analysis) previous(ctx context.Context, source image.Source, ref string
 		warn(sink, "previous image %s is not used: %v", ref, err)
 		return nil
 	}
-	if spec.Has(set.PlatformAPI, spec.PlatformExecEnv) && execEnvOf(md.ExecEnv) != execEnvOf(set.ExecEnv) {
-		info(sink, "previous image %s is not used: it is for the execution environment %s", ref, execEnvOf(md.ExecEnv))
-		return nil
-	}
 	a.Previous, a.Metadata, a.PreviousImage = img, md, &spec.ImageReference{Reference: reference}
 	return nil
 }
@@ -187,6 +183,13 @@ func execEnvOf(s string) string {
 		return spec.DefaultExecEnv
 	}
 	return s
+}
+
+// otherExecEnv tells whether a previous build was for another execution
+// environment than this one: nothing of it is restored then.
+func otherExecEnv(a spec.Analyzed, platformAPI, execEnv string) bool {
+	return a.PreviousImage != nil && spec.Has(platformAPI, spec.PlatformExecEnv) &&
+		execEnvOf(a.Metadata.ExecEnv) != execEnvOf(execEnv)
 }
 
 // readPrevious reads what a previous image says of itself. An image that no

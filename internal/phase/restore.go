@@ -42,6 +42,9 @@ type RestoreSetting struct {
 	PlatformAPI string
 	// SkipLayers restores nothing but store.toml.
 	SkipLayers bool
+	// ExecEnv is CNB_EXEC_ENV; empty is the default. Nothing of a build for
+	// another environment is restored.
+	ExecEnv string
 }
 
 // Known says which layers are in the layers directory as a tar that exists
@@ -74,6 +77,10 @@ func restore(ctx context.Context, cache CacheReader, place Place, group spec.Gro
 	r := &restorer{cache: cache, place: place, root: root, layers: layers, set: set, sink: sink, known: Known{}}
 	for _, e := range group.Group {
 		r.members = append(r.members, &restoring{id: e.ID, dir: spec.EscapeID(e.ID)})
+	}
+	if otherExecEnv(a, set.PlatformAPI, set.ExecEnv) {
+		info(sink, "nothing is restored: the last build was for the execution environment %s", execEnvOf(a.Metadata.ExecEnv))
+		return r.known, r.dropSBOMs()
 	}
 	if err := r.restoreStores(a.Metadata); err != nil {
 		return nil, err

@@ -97,7 +97,7 @@ func targetOfConfig(cf *v1.ConfigFile) (spec.Target, error) {
 	case distro.Name != "" || distro.Version != "":
 		t.Distro = &distro
 	case labels[spec.StackIDLabel] == bionicStack:
-		t.Distro = spec.BionicTarget().Distro
+		t.Distro = &spec.BionicTarget().Distros[0]
 	}
 	return t, nil
 }
