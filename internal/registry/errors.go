@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -48,7 +49,10 @@ func (c *client) fail(s side, ref string, err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("%s %s: %w", s, ref, &redacted{cause(err), err})
 	}
-	if te, ok := errors.AsType[*transport.Error](err); ok {
+	// A TLS server on loopback answers the plain HTTP that is tried next, too;
+	// its certificate is the reason.
+	_, cert := errors.AsType[*tls.CertificateVerificationError](err)
+	if te, ok := errors.AsType[*transport.Error](err); ok && !cert {
 		return c.failStatus(s, ref, te)
 	}
 	wrapped := fmt.Errorf("%s %s: %s: %w", s, ref, host, &redacted{text: cause(err), err: err})
@@ -133,6 +137,9 @@ func printable(s string) string {
 
 // cause is the reason in err, without the URL of the request.
 func cause(err error) string {
+	if te, ok := errors.AsType[*transport.Error](err); ok {
+		return "answered " + status(te)
+	}
 	if ue, ok := errors.AsType[*url.Error](err); ok {
 		return cause(ue.Err)
 	}

@@ -280,6 +280,7 @@ type blobReader struct {
 	cancel   context.CancelCauseFunc
 	tries    *tries
 	since    int64 // offset at the last failure
+	whole    bool  // the registry does not know ranges
 	progress *transfer
 	err      error
 }
@@ -360,13 +361,18 @@ func (b *blobReader) open() error {
 	ctx, cancel := context.WithCancelCause(b.ctx)
 	want := []int{http.StatusOK}
 	resp, err := b.c.do(ctx, http.MethodGet, "blobs/"+b.desc.Digest.String(), func(r *http.Request) {
-		if b.off > 0 {
-			r.Header.Set("Range", fmt.Sprintf("bytes=%d-", b.off))
+		if b.off > 0 && !b.whole {
+			// The end is named since some servers do not know the open form.
+			r.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", b.off, b.desc.Size-1))
 			want = append(want, http.StatusPartialContent)
 		}
 	}, http.StatusOK, http.StatusPartialContent)
 	if err != nil {
 		cancel(nil)
+		if te, ok := errors.AsType[*transport.Error](err); ok && te.StatusCode == http.StatusRequestedRangeNotSatisfiable && !b.whole {
+			b.whole = true
+			return b.open()
+		}
 		return err
 	}
 	if !slices.Contains(want, resp.StatusCode) {

@@ -151,15 +151,18 @@ func (p *push) sources() []name.Repository {
 }
 
 func (p *push) run(ctx context.Context) error {
-	missing, err := p.missing(ctx)
-	if err != nil {
-		return err
-	}
-	if err := p.upload(ctx, missing); err != nil {
-		return err
-	}
-	if err := p.putManifest(ctx, p.digest.String()); err != nil {
-		return err
+	t := p.c.registry.retry.start()
+	for {
+		err := p.store(ctx)
+		if err == nil {
+			break
+		}
+		// Debian's registry says that a blob is there while another push is
+		// still writing it, and then that it is not; and a registry may collect
+		// garbage between the question and the manifest.
+		if !missesBlobs(err) || !t.wait(ctx, 0, p.c.notify(err)) {
+			return err
+		}
 	}
 	back, err := p.c.manifest(ctx, p.digest.String())
 	if err != nil {
@@ -172,6 +175,26 @@ func (p *push) run(ctx context.Context) error {
 		return nil
 	}
 	return p.putManifest(ctx, p.tag)
+}
+
+// store brings the blobs there and the manifest under its digest.
+func (p *push) store(ctx context.Context) error {
+	missing, err := p.missing(ctx)
+	if err != nil {
+		return err
+	}
+	if err := p.upload(ctx, missing); err != nil {
+		return err
+	}
+	return p.putManifest(ctx, p.digest.String())
+}
+
+// missesBlobs says whether a manifest was refused for blobs that are not there.
+func missesBlobs(err error) bool {
+	te, ok := errors.AsType[*transport.Error](err)
+	return ok && slices.ContainsFunc(te.Errors, func(d transport.Diagnostic) bool {
+		return d.Code == transport.ManifestBlobUnknownErrorCode || d.Code == transport.BlobUnknownErrorCode
+	})
 }
 
 // missing asks for all blobs at once and returns those that are not there.
