@@ -8,7 +8,7 @@ VERSION := $(shell cat VERSION)
 # The same source gives the same bytes: no paths, no VCS stamp, no build id.
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false
 LDFLAGS := -s -w -buildid= -X github.com/kilnbuild/kiln/internal/spec.Version=$(VERSION)
-PAYLOAD := cmd/kiln/payload/launcher cmd/kiln/payload/lifecycle cmd/kiln/payload/buildpacks
+PAYLOAD := cmd/kiln/payload/launcher cmd/kiln/payload/lifecycle cmd/kiln/payload/buildpacks cmd/buildpacks/payload/helper
 STATICCHECK := bin/staticcheck
 
 .PHONY: help
@@ -18,10 +18,11 @@ help: ## list the targets
 .PHONY: build
 build: ## build bin/kiln, one static file
 	@mkdir -p bin
-	$(BUILD) -ldflags '$(LDFLAGS)' -o cmd/kiln/payload/launcher ./cmd/launcher
-	$(BUILD) -ldflags '$(LDFLAGS)' -o cmd/kiln/payload/lifecycle ./cmd/lifecycle
-	$(BUILD) -ldflags '$(LDFLAGS)' -o cmd/kiln/payload/buildpacks ./cmd/buildpacks
-	$(BUILD) -ldflags '$(LDFLAGS)' -o bin/kiln ./cmd/kiln
+	@$(BUILD) -ldflags '$(LDFLAGS)' -o cmd/kiln/payload/launcher ./cmd/launcher
+	@$(BUILD) -ldflags '$(LDFLAGS)' -o cmd/kiln/payload/lifecycle ./cmd/lifecycle
+	@$(BUILD) -ldflags '$(LDFLAGS)' -o cmd/buildpacks/payload/helper ./cmd/buildpacks/helper
+	@$(BUILD) -ldflags '$(LDFLAGS)' -o cmd/kiln/payload/buildpacks ./cmd/buildpacks
+	@$(BUILD) -ldflags '$(LDFLAGS)' -o bin/kiln ./cmd/kiln
 
 .PHONY: demo
 demo: build ## build the talk's app into an image, run it, fetch its page

@@ -1,6 +1,8 @@
 package platform
 
 import (
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/spec"
@@ -53,11 +55,11 @@ func Plan(req Request, b Builder) []Step {
 	common := []string{"-log-level", level, "-layers", dirLayers}
 	registries := registriesOf(req, b)
 	trusted := func(phase string, args ...string) Step {
-		return Step{Phase: phase, Args: append(append([]string(nil), common...), args...), Env: []string{api}, Mounts: []string{dirLayers}, Registries: registries}
+		ids := []string{"-uid", strconv.Itoa(b.UID), "-gid", strconv.Itoa(b.GID)}
+		return Step{Phase: phase, Args: slices.Concat(common, ids, args), Env: []string{api}, Mounts: []string{dirLayers}, Registries: registries}
 	}
 	foreign := func(phase string, args ...string) Step {
-		env := []string{api}
-		return Step{Phase: phase, Args: append(append([]string(nil), common...), args...), Env: env,
+		return Step{Phase: phase, Args: slices.Concat(common, args), Env: []string{api},
 			Mounts: []string{dirLayers, dirApp, dirPlatform}, Foreign: true, Network: networkOf(req)}
 	}
 

@@ -1,0 +1,195 @@
+// Command kiln turns source code into OCI images with Cloud Native Buildpacks,
+// without Docker, daemon or root.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"golang.org/x/term"
+
+	"github.com/kilnbuild/kiln/internal/event"
+	"github.com/kilnbuild/kiln/internal/image"
+	"github.com/kilnbuild/kiln/internal/sandbox"
+	"github.com/kilnbuild/kiln/internal/spec"
+)
+
+func main() {
+	sandbox.Init()
+	os.Exit(Main())
+}
+
+// Main is kiln's main, for tests that run the real program.
+func Main() int {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	go func() {
+		sig := <-signals
+		// A second signal is for the kernel: it ends us where clean-up hangs,
+		// and what is left is reclaimed by the next kiln.
+		signal.Stop(signals)
+		cancel(signalled{sig.(syscall.Signal)})
+	}()
+	k := &kiln{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, environ: os.Environ()}
+	err := k.execute(ctx, os.Args[1:])
+	var sig signalled
+	if err != nil && errors.As(context.Cause(ctx), &sig) {
+		fmt.Fprintf(k.stderr, "kiln: stopped by %v\n", sig)
+		return 128 + int(sig.Signal)
+	}
+	return k.report(err)
+}
+
+// signalled is why a context was cancelled.
+type signalled struct{ syscall.Signal }
+
+func (s signalled) Error() string { return s.String() }
+
+// kiln is the program's connection to the world.
+type kiln struct {
+	stdin          *os.File
+	stdout, stderr *os.File
+	environ        []string
+	json           bool
+}
+
+// Exit codes of kiln's own, beside those of the lifecycle's phases (package
+// spec), which a failed build passes on.
+const (
+	exitFailure      = 1   // anything without a code of its own
+	exitUsage        = 2   // unknown command or flag
+	exitInvalid      = 3   // an argument or input that cannot be used
+	exitNotFound     = 4   // no such image
+	exitUnauthorized = 5   // a registry refused
+	exitSandbox      = 6   // no way to isolate foreign code on this host
+	exitDiskFull     = 7   // no space, or quota
+	exitNetwork      = 8   // a registry or mirror could not be reached
+	exitSignal       = 128 // plus the signal's number
+)
+
+// exitCodes is the table that `kiln help exit-codes` prints.
+var exitCodes = []struct {
+	code int
+	what string
+}{
+	{0, "it went well"},
+	{exitFailure, "a failure without a code of its own"},
+	{exitUsage, "unknown command or flag"},
+	{exitInvalid, "an argument or an input file that cannot be used"},
+	{exitNotFound, "no such image"},
+	{exitUnauthorized, "a registry refused access"},
+	{exitSandbox, "this host gives no way to isolate the build; kiln doctor says why"},
+	{exitDiskFull, "no space left on the disk, or over quota"},
+	{exitNetwork, "a registry or mirror could not be reached"},
+	{spec.ExitPlatformAPI, "platform API not supported"},
+	{spec.ExitBuildpackAPI, "a buildpack's API is not supported"},
+	{spec.ExitDetectFail, "no group of buildpacks fits the app"},
+	{spec.ExitDetectError, "no group fits, and a buildpack failed in detection"},
+	{spec.ExitDetect, "detection failed otherwise"},
+	{spec.ExitAnalyze, "analyze failed"},
+	{spec.ExitRestore, "restore failed"},
+	{spec.ExitBuildpack, "a buildpack's build failed"},
+	{spec.ExitBuild, "build failed otherwise"},
+	{spec.ExitExport, "export failed"},
+	{exitSignal + int(syscall.SIGINT), "stopped by Ctrl-C"},
+	{exitSignal + int(syscall.SIGTERM), "stopped by SIGTERM"},
+}
+
+// exitCode is the one place where an error becomes a number.
+func exitCode(err error) int {
+	var run *sandbox.ExitError
+	var usage usageError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &usage):
+		return exitUsage
+	case errors.As(err, &run) && !errors.As(err, new(*spec.ExitError)):
+		if run.Signal != 0 {
+			return exitSignal + int(run.Signal)
+		}
+		return run.Code
+	case errors.As(err, new(*sandbox.UnavailableError)):
+		return exitSandbox
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return exitDiskFull
+	case errors.Is(err, image.ErrUnauthorized):
+		return exitUnauthorized
+	case errors.Is(err, image.ErrNotFound):
+		return exitNotFound
+	case isUnreachable(err):
+		return exitNetwork
+	}
+	return spec.ExitCode(err, exitFailure)
+}
+
+// report prints err and its hint, and returns the exit code.
+func (k *kiln) report(err error) int {
+	code := exitCode(err)
+	if err == nil || errors.As(err, new(childExit)) {
+		return code
+	}
+	style := k.style(k.stderr, event.Style{})
+	paint := func(color, s string) string {
+		if style.Color {
+			return color + s + "\x1b[0m"
+		}
+		return s
+	}
+	fmt.Fprintf(k.stderr, "%s %s\n", paint("\x1b[31m", "error:"), event.Clean(err.Error()))
+	hint := spec.HintOf(err)
+	if u := new(sandbox.UnavailableError); errors.As(err, &u) {
+		hint = u.Hint()
+	}
+	if hint != "" {
+		fmt.Fprintf(k.stderr, "%s %s\n", paint("\x1b[36m", "hint:"), event.Clean(hint))
+	}
+	return code
+}
+
+// childExit marks the exit of a command that ran in an image: it already said
+// what it had to say.
+type childExit struct{ error }
+
+func (c childExit) Unwrap() error { return c.error }
+
+// usageError is a command line that cannot be understood.
+type usageError struct{ error }
+
+func (u usageError) Unwrap() error { return u.error }
+
+// style fits s to where w leads: colour and live lines are for terminals only,
+// and NO_COLOR and TERM=dumb are honoured.
+func (k *kiln) style(w io.Writer, s event.Style) event.Style {
+	f, ok := w.(*os.File)
+	terminal := ok && term.IsTerminal(int(f.Fd()))
+	_, noColor := k.lookup("NO_COLOR")
+	name, _ := k.lookup("TERM")
+	s.Color = terminal && !noColor && name != "dumb"
+	s.Live = terminal && name != "dumb"
+	return s
+}
+
+// lookup finds a variable of the environment.
+func (k *kiln) lookup(name string) (string, bool) {
+	for i := len(k.environ) - 1; i >= 0; i-- {
+		if v, ok := cutName(k.environ[i], name); ok {
+			return v, true
+		}
+	}
+	return "", false
+}
+
+func cutName(kv, name string) (string, bool) {
+	if len(kv) > len(name) && kv[:len(name)] == name && kv[len(name)] == '=' {
+		return kv[len(name)+1:], true
+	}
+	return "", false
+}

@@ -1,0 +1,183 @@
+package main
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kilnbuild/kiln/buildpacks"
+	"github.com/kilnbuild/kiln/internal/event"
+	"github.com/kilnbuild/kiln/internal/platform"
+	"github.com/kilnbuild/kiln/internal/registry"
+	"github.com/kilnbuild/kiln/internal/spec"
+	"github.com/kilnbuild/kiln/internal/store"
+)
+
+// payload is the launcher, the lifecycle and the shipped buildpacks, put there
+// by make.
+//
+//go:embed payload
+var payload embed.FS
+
+// execute runs one command line.
+func (k *kiln) execute(ctx context.Context, args []string) error {
+	root := &cobra.Command{
+		Use:   "kiln",
+		Short: "Build OCI images from source with Cloud Native Buildpacks: no Docker, no daemon, no root",
+		Example: `  kiln build my-app --path ./src
+  kiln run -p 5000 my-app
+  kiln inspect my-app`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Version:       spec.Version,
+		Args:          cobra.NoArgs,
+		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	root.SetOut(k.stdout)
+	root.SetErr(k.stderr)
+	root.SetArgs(args)
+	root.SetVersionTemplate("kiln {{.Version}}\n")
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return usageError{spec.WithHint(err, "%s --help lists the flags", c.CommandPath())}
+	})
+	root.PersistentFlags().String("store", "", "`directory` of the image store (default $KILN_STORE, else kiln in $XDG_DATA_HOME)")
+	root.AddCommand(k.buildCommand(), k.runCommand(), k.imagesCommand(), k.inspectCommand(), k.rmCommand(),
+		k.baseCommand(), k.storeCommand(), k.doctorCommand(), k.versionCommand(), exitCodesHelp())
+	err := root.ExecuteContext(ctx)
+	if err != nil && (strings.HasPrefix(err.Error(), "unknown command") || strings.Contains(err.Error(), "arg(s)")) {
+		return usageError{spec.WithHint(err, "kiln --help lists the commands, kiln COMMAND --help their arguments")}
+	}
+	return err
+}
+
+// exitCodesHelp is a help topic: a command that only has a text.
+func exitCodesHelp() *cobra.Command {
+	var b strings.Builder
+	b.WriteString("kiln exits with\n\n")
+	for _, e := range exitCodes {
+		fmt.Fprintf(&b, "  %3d  %s\n", e.code, e.what)
+	}
+	b.WriteString("\n`kiln run` exits with the code of the command that it ran.")
+	return &cobra.Command{Use: "exit-codes", Short: "What the exit codes mean", Long: b.String()}
+}
+
+// storeDir is where this user's images are.
+func (k *kiln) storeDir(c *cobra.Command) (string, error) {
+	dir, _ := c.Flags().GetString("store")
+	if dir == "" {
+		dir, _ = k.lookup("KILN_STORE")
+	}
+	if dir == "" {
+		if data, _ := k.lookup("XDG_DATA_HOME"); data != "" {
+			dir = filepath.Join(data, "kiln")
+		} else if home, _ := k.lookup("HOME"); home != "" {
+			dir = filepath.Join(home, ".local", "share", "kiln")
+		} else {
+			return "", spec.Exit(exitInvalid, spec.WithHint(errors.New("there is no HOME to keep images in"), "set KILN_STORE or --store to a directory of yours"))
+		}
+	}
+	return filepath.Abs(dir)
+}
+
+// platform opens the store and says what this host has.
+func (k *kiln) platform(ctx context.Context, c *cobra.Command, sink event.Sink) (*platform.Platform, error) {
+	dir, err := k.storeDir(c)
+	if err != nil {
+		return nil, err
+	}
+	st, err := store.Open(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	carried, err := readPayload()
+	if err != nil {
+		return nil, err
+	}
+	auth, _ := k.lookup("CNB_REGISTRY_AUTH")
+	return &platform.Platform{
+		Store: st, Payload: carried, Host: platform.FactsOf(k.environ), Arch: runtime.GOARCH,
+		Executable: "/proc/self/exe", Events: sink,
+		Registry: func(insecure []string) (*registry.Registry, error) {
+			return registry.New(registry.Options{Auth: auth, Insecure: insecure, Events: sink})
+		},
+	}, nil
+}
+
+func readPayload() (platform.Payload, error) {
+	p := platform.Payload{Version: spec.Version}
+	for name, to := range map[string]*[]byte{"launcher": &p.Launcher, "lifecycle": &p.Lifecycle, "buildpacks": &p.Buildpacks} {
+		content, err := payload.ReadFile("payload/" + name)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return p, err
+		}
+		*to = content
+	}
+	all, err := buildpacks.All()
+	if err != nil {
+		return p, err
+	}
+	for _, b := range all {
+		p.Shipped = append(p.Shipped, platform.Shipped{ID: b.Buildpack.Buildpack.ID, Version: b.Buildpack.Buildpack.Version, Descriptor: b.TOML})
+	}
+	p.Order, err = buildpacks.OrderTOML()
+	return p, err
+}
+
+// sinkFlags are the flags of every command that takes a while.
+type sinkFlags struct {
+	json, verbose, quiet, noColor, timestamps bool
+}
+
+func (f *sinkFlags) add(c *cobra.Command) {
+	c.Flags().BoolVar(&f.json, "json", false, "print events as JSON lines")
+	c.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "show more: debug messages, failed groups, diffIDs, times")
+	c.Flags().BoolVarP(&f.quiet, "quiet", "q", false, "show errors only, and the image's ID at the end")
+	c.Flags().BoolVar(&f.noColor, "no-color", false, "no colours, also on a terminal")
+	c.Flags().BoolVar(&f.timestamps, "timestamps", false, "put the time of day before each line")
+	c.MarkFlagsMutuallyExclusive("verbose", "quiet")
+}
+
+// sink renders events on stdout: text for people, JSON lines for programs.
+func (k *kiln) sink(f sinkFlags) event.Sink {
+	if f.json {
+		return event.NewJSON(k.stdout)
+	}
+	style := k.style(k.stdout, event.Style{Verbose: f.verbose, Quiet: f.quiet, Timestamps: f.timestamps})
+	style.Color = style.Color && !f.noColor
+	return event.NewText(k.stdout, style)
+}
+
+func (k *kiln) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintf(k.stdout, "kiln %s %s/%s\n", spec.Version, runtime.GOOS, runtime.GOARCH)
+			return err
+		},
+	}
+}
+
+// isUnreachable tells errors of the network from errors of what is behind it.
+func isUnreachable(err error) bool {
+	var dns *net.DNSError
+	var op *net.OpError
+	return errors.As(err, &dns) || errors.As(err, &op) && op.Op == "dial" ||
+		errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EHOSTUNREACH)
+}
+
+// sameFile helps to keep an output from overwriting an input.
+func sameFile(a, b string) bool {
+	fa, errA := os.Stat(a)
+	fb, errB := os.Stat(b)
+	return errA == nil && errB == nil && os.SameFile(fa, fb)
+}

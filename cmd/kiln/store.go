@@ -1,0 +1,156 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kilnbuild/kiln/internal/event"
+	"github.com/kilnbuild/kiln/internal/platform"
+)
+
+func (k *kiln) storeCommand() *cobra.Command {
+	c := &cobra.Command{Use: "store", Short: "Look after the image store"}
+	c.AddCommand(k.storeCheckCommand(), k.storeGCCommand(), k.storePathCommand())
+	return c
+}
+
+func (k *kiln) storeCheckCommand() *cobra.Command {
+	var quick, asJSON bool
+	c := &cobra.Command{
+		Use:   "check",
+		Short: "Read everything in the store and prove that it is whole",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return k.with(c, sinkFlags{quiet: true}, func(ctx context.Context, p *platform.Platform) error {
+				report, err := p.Store.Check(ctx, !quick)
+				if err != nil {
+					return err
+				}
+				if asJSON {
+					if err := k.printJSON(report); err != nil {
+						return err
+					}
+				} else {
+					k.printf("%d images, %d blobs (%s), %d trees\n", report.Images, report.Blobs, event.Bytes(report.Bytes), report.Trees)
+					for _, problem := range report.Problems {
+						k.printf("  %s\n", problem)
+					}
+				}
+				if n := len(report.Problems); n > 0 {
+					return fmt.Errorf("the store has %d problems", n)
+				}
+				return nil
+			})
+		},
+	}
+	c.Flags().BoolVar(&quick, "quick", false, "check sizes and references, read no content")
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return c
+}
+
+func (k *kiln) storeGCCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "gc",
+		Short: "Remove what no image, cache or running build needs",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return k.with(c, sinkFlags{}, func(ctx context.Context, p *platform.Platform) error {
+				freed, err := p.Store.GC(ctx)
+				if err != nil {
+					return err
+				}
+				k.printf("freed %s\n", event.Bytes(freed.Bytes))
+				return nil
+			})
+		},
+	}
+}
+
+func (k *kiln) storePathCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "path",
+		Short: "Print where the store is: an OCI layout that skopeo can read",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			dir, err := k.storeDir(c)
+			if err != nil {
+				return err
+			}
+			k.printf("%s\n", dir)
+			return nil
+		},
+	}
+}
+
+func (k *kiln) baseCommand() *cobra.Command {
+	c := &cobra.Command{Use: "base", Short: "Make base images from Debian packages"}
+	c.AddCommand(k.baseCreateCommand())
+	return c
+}
+
+func (k *kiln) baseCreateCommand() *cobra.Command {
+	var show sinkFlags
+	var suite, mirror, lockFile, writeLock string
+	var packages, exclude, keyrings, allowMissing []string
+	var allowExpired, build bool
+	c := &cobra.Command{
+		Use:   "create NAME",
+		Short: "Make a base image from Debian packages, without dpkg, chroot or root",
+		Long: `Make a base image from Debian packages, without dpkg, chroot or root.
+
+Packages and what they depend on are verified against the archive's signature;
+no maintainer script runs. --write-lock keeps the exact versions, --lock makes
+the same bytes again.`,
+		Example: `  kiln base create my-base --package curl --package postgresql-client --write-lock base.lock
+  kiln base create my-base --package curl --package postgresql-client --lock base.lock`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			return k.with(c, show, func(ctx context.Context, p *platform.Platform) error {
+				req := p.BaseFor(args[0], suite, build, packages, exclude)
+				req.Mirror, req.Keyrings, req.AllowExpired = mirror, keyrings, allowExpired
+				req.Recipe.AllowMissing = append(req.Recipe.AllowMissing, allowMissing...)
+				if lockFile != "" {
+					lock, err := platform.ReadLock(lockFile)
+					if err != nil {
+						return err
+					}
+					req.Recipe.Lock = &lock
+				}
+				return k.baseCreate(ctx, p, req, writeLock)
+			})
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&suite, "suite", "bookworm", "Debian `suite`")
+	f.StringArrayVar(&packages, "package", nil, "`package` to add to the built-in image")
+	f.StringArrayVar(&exclude, "exclude", nil, "`package` to leave out, whoever depends on it")
+	f.StringVar(&mirror, "mirror", "", "Debian mirror `URL` (default: apt's)")
+	f.StringVar(&lockFile, "lock", "", "make exactly what this lock `file` says")
+	f.StringVar(&writeLock, "write-lock", "", "write the lock `file`")
+	f.StringArrayVar(&keyrings, "keyring", nil, "OpenPGP key `file` to trust instead of Debian's")
+	f.BoolVar(&allowExpired, "allow-expired", false, "accept an archive whose signature is past its date")
+	f.BoolVar(&build, "build", false, "make a build image: with a compiler and CNB_USER_ID")
+	f.StringArrayVar(&allowMissing, "allow-missing", nil, "shared `library` that may be missing")
+	show.add(c)
+	return c
+}
+
+func (k *kiln) baseCreate(ctx context.Context, p *platform.Platform, req platform.BaseRequest, writeLock string) error {
+	img, lock, err := p.CreateBase(ctx, req)
+	if err != nil {
+		return err
+	}
+	if writeLock != "" {
+		if err := platform.WriteLock(writeLock, lock); err != nil {
+			return err
+		}
+	}
+	id, err := img.ConfigName()
+	if err != nil {
+		return err
+	}
+	k.printf("%s %s, %d packages\n", req.Name, id, len(lock.Packages))
+	return nil
+}

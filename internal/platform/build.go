@@ -1,0 +1,335 @@
+package platform
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kilnbuild/kiln/internal/event"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/lifecycle"
+	"github.com/kilnbuild/kiln/internal/sandbox"
+	"github.com/kilnbuild/kiln/internal/spec"
+)
+
+// Build makes the image that req asks for: it makes everything ready, plans,
+// and carries the plan out. What it returns was also told as the last event.
+//
+// On any failure, also when ctx ends, no process, mount or scratch directory
+// stays, and every name still means what it meant before.
+func (p *Platform) Build(ctx context.Context, req Request) (built event.Built, err error) {
+	began := time.Now()
+	b, err := p.prepare(ctx, req)
+	if err != nil {
+		return event.Built{}, err
+	}
+	defer func() {
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+		defer cancel()
+		err = errors.Join(err, b.close(clean))
+	}()
+	for _, step := range Plan(b.req, b.root.Builder) {
+		start := time.Now()
+		p.Events.Emit(event.PhaseStarted{Phase: step.Phase})
+		err := b.carryOut(ctx, step)
+		took := time.Since(start)
+		done := event.PhaseFinished{Phase: step.Phase, Elapsed: took}
+		if err != nil {
+			done.Err = err.Error()
+			p.Events.Emit(done)
+			return event.Built{}, err
+		}
+		p.Events.Emit(done)
+		b.built.Phases = append(b.built.Phases, event.PhaseTime{Phase: step.Phase, Elapsed: took})
+	}
+	if err := b.keep(context.WithoutCancel(ctx)); err != nil {
+		p.warn("the next build will do more than it must: %v", err)
+	}
+	b.summarise()
+	b.built.Elapsed = time.Since(began)
+	p.Events.Emit(b.built)
+	return b.built, nil
+}
+
+// cleanupTime bounds what happens after a build was cancelled: long enough to
+// delete a large scratch tree, short enough for a person at Ctrl-C.
+const cleanupTime = 30 * time.Second
+
+// build is one build under way: everything its steps need, and what must be
+// put back afterwards.
+type build struct {
+	*Platform
+	req      Request
+	root     builderRoot
+	app      app
+	scratch  string
+	layers   sandbox.Overlay
+	work     sandbox.Overlay // /workspace
+	mounts   []sandbox.Mount
+	worker   *sandbox.Worker
+	places   *lifecycle.Places
+	restored lowers
+	tally    *tally
+	built    event.Built
+	undo     []func(context.Context) error
+}
+
+func (b *build) close(ctx context.Context) error {
+	var errs []error
+	for _, undo := range slices.Backward(b.undo) {
+		errs = append(errs, undo(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// prepare checks the request and opens all that the build needs, cheap and
+// likely mistakes first.
+func (p *Platform) prepare(ctx context.Context, req Request) (b *build, err error) {
+	// Events pass a tally on their way, for the summary.
+	b = &build{Platform: p}
+	b.tally = &tally{sink: p.Events}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, b.close(context.WithoutCancel(ctx)))
+		}
+	}()
+	if err := checkSource(req.Path); err != nil {
+		return b, err
+	}
+	project, err := readProject(req)
+	if err != nil {
+		return b, err
+	}
+	for _, e := range projectWarnings(project) {
+		p.Events.Emit(e)
+	}
+	b.req = req.withProject(project)
+	if err := b.checkNames(); err != nil {
+		return b, err
+	}
+	if b.root, err = p.openBuilder(ctx, b.req); err != nil {
+		return b, err
+	}
+	if b.req.RunImage == "" && b.root.RunImage == "" {
+		return b, badInput(fmt.Errorf("builder %s names no run image", b.root.Name), "name one with --run-image")
+	}
+	if err := b.checkInputs(); err != nil {
+		return b, err
+	}
+	if err := b.openPlaces(ctx); err != nil {
+		return b, err
+	}
+	if err := b.layOut(ctx, selection{include: parsePatterns(project.Include), exclude: parsePatterns(project.Exclude)}); err != nil {
+		return b, err
+	}
+	b.places.AppDiffID = b.app.DiffID
+	b.worker, err = p.startWorker(ctx, b.req.Isolation, b.root.UID, b.root.GID, b.scratch)
+	if err != nil {
+		return b, err
+	}
+	b.undo = append(b.undo, func(context.Context) error { return b.worker.Close() })
+	return b, nil
+}
+
+// checkNames holds every name of the image against the rules of references.
+func (b *build) checkNames() error {
+	for _, n := range append([]string{b.req.Image}, b.req.Tags...) {
+		name, err := ParseImageName(n)
+		if err != nil {
+			return err
+		}
+		if strings.HasPrefix(name.Short, "kiln/") {
+			return badInput(fmt.Errorf("image name %q: names that begin with kiln/ are kiln's own", n), "choose another name")
+		}
+	}
+	switch b.req.Network {
+	case "", sandbox.HostNetwork, sandbox.NoNetwork:
+	default:
+		return badInput(fmt.Errorf("network %q is not known", b.req.Network), "use host or none")
+	}
+	return nil
+}
+
+// checkInputs refuses an output that would overwrite what the build is made
+// from: a builder or run image of the same name.
+func (b *build) checkInputs() error {
+	inputs := map[string]string{}
+	for what, ref := range map[string]string{"builder": b.root.Name, "run image": firstOf(b.req.RunImage, b.root.RunImage)} {
+		if n, err := ParseImageName(ref); err == nil {
+			inputs[n.Full] = what
+		}
+	}
+	for _, bp := range b.req.Buildpacks {
+		if n, err := ParseImageName(strings.TrimPrefix(bp, "docker://")); err == nil {
+			inputs[n.Full] = "buildpack"
+		}
+	}
+	for _, n := range append([]string{b.req.Image}, b.req.Tags...) {
+		name, err := ParseImageName(n)
+		if err != nil {
+			return err
+		}
+		if what, clash := inputs[name.Full]; clash {
+			return badInput(fmt.Errorf("image name %q is also the name of the %s: the build would overwrite it", n, what), "choose another name for the image")
+		}
+	}
+	return nil
+}
+
+// layOut makes the directories that the steps see.
+func (b *build) layOut(ctx context.Context, sel selection) error {
+	run, err := b.Store.Run(ctx)
+	if err != nil {
+		return err
+	}
+	b.scratch = run.Dir
+	b.undo = append(b.undo, func(context.Context) error { return run.Close() })
+	extra, err := b.findBuildpacks(ctx, b.req, b.root)
+	if err != nil {
+		return err
+	}
+	b.root.Lowers = dedupe(append(extra.Lowers, b.root.Lowers...))
+	if b.app, err = b.snapshot(ctx, b.req.Path, sel, b.scratch); err != nil {
+		return err
+	}
+	if b.layers, err = newOverlay(b.scratch, "layers", nil); err != nil {
+		return err
+	}
+	if b.work, err = newOverlay(b.scratch, "workspace", []string{b.app.Dir}); err != nil {
+		return err
+	}
+	if err := extra.writeOrder(layer.Stack{Upper: b.layers.Upper}); err != nil {
+		return err
+	}
+	platformDir := filepath.Join(b.scratch, "platform")
+	env := b.Host.userEnv()
+	for name, value := range b.req.Env {
+		env[name] = value
+	}
+	if err := writeEnv(platformDir, env); err != nil {
+		return err
+	}
+	sources, err := debianSources(b.req.Mirror, builtinSuite)
+	if err != nil {
+		sources = nil // a builder of another distribution needs no Debian mirror
+	}
+	facts, err := b.Host.mounts(filepath.Join(b.scratch, "host"), sources)
+	if err != nil {
+		return err
+	}
+	b.mounts = slices.Concat(facts, extra.Mounts,
+		[]sandbox.Mount{{Target: dirPlatform, Source: platformDir, ReadOnly: true}}, volumeMounts(b.req.Volumes))
+	return nil
+}
+
+// dirs tells trusted phases where the build container's directories are.
+func (b *build) dirs() map[string]layer.Stack {
+	return map[string]layer.Stack{
+		dirLayers:                {Upper: b.layers.Upper, Lowers: b.layers.Lowers},
+		dirApp:                   {Upper: b.work.Upper, Lowers: b.work.Lowers},
+		dirSystem:                b.root.stack(dirSystem),
+		dirSystem + "/lifecycle": b.root.stack(dirLifecycle),
+	}
+}
+
+// carryOut runs one step: a trusted one here, a foreign one in the sandbox.
+func (b *build) carryOut(ctx context.Context, step Step) error {
+	if step.Foreign {
+		return b.foreign(ctx, step)
+	}
+	return b.trusted(ctx, step)
+}
+
+// foreign runs a phase that runs buildpacks: the lifecycle binary in the
+// sandbox. Its events come back as JSON lines.
+func (b *build) foreign(ctx context.Context, step Step) error {
+	root, err := newOverlay(b.scratch, "root-"+step.Phase, b.root.Lowers)
+	if err != nil {
+		return err
+	}
+	for _, again := range []sandbox.Overlay{b.layers, b.work} {
+		if err := resetWork(again.Work); err != nil {
+			return err
+		}
+	}
+	mounts := append([]sandbox.Mount{
+		{Target: dirLayers, Overlay: &b.layers},
+		{Target: dirApp, Overlay: &b.work},
+	}, b.mounts...)
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	decoded := make(chan error, 1)
+	sink := &watcher{sink: b.tally}
+	go func() { decoded <- event.Decode(r, sink) }()
+	argv := append([]string{dirLifecycle + "/" + step.Phase, "-log-format", "json"}, step.Args...)
+	err = b.worker.In(sandbox.Spec{Root: root, Mounts: mounts, UID: b.root.UID, GID: b.root.GID, Network: step.Network}).Run(ctx, sandbox.Command{
+		Path: argv[0], Args: argv, Env: slices.Concat(b.root.Env, b.Host.proxyEnv(), step.Env), Dir: dirApp, Stdout: w, Stderr: w,
+	})
+	w.Close()
+	decodeErr := <-decoded
+	if err != nil {
+		return b.explain(step, err, sink)
+	}
+	return decodeErr
+}
+
+// resetWork empties an overlay's work directory between two mounts of it.
+func resetWork(dir string) error {
+	if err := os.RemoveAll(dir); err != nil && !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	return os.MkdirAll(dir, 0o755)
+}
+
+// watcher passes events on and remembers what an explanation needs.
+type watcher struct {
+	sink   event.Sink
+	groups []event.GroupTried
+	last   string // what the phase said was wrong
+}
+
+// Emit implements event.Sink.
+func (w *watcher) Emit(e event.Event) {
+	switch e := e.(type) {
+	case event.GroupTried:
+		w.groups = append(w.groups, e)
+	case event.PhaseStarted, event.PhaseFinished:
+		return // the platform times its steps itself
+	case event.Message:
+		if e.Level == event.Error {
+			w.last = e.Text
+			return
+		}
+	}
+	w.sink.Emit(e)
+}
+
+// explain turns the exit of a foreign phase into an error that says why.
+func (b *build) explain(step Step, err error, w *watcher) error {
+	var exit *sandbox.ExitError
+	if !errors.As(err, &exit) {
+		return fmt.Errorf("%s: %w", strings.ToLower(event.Title(step.Phase)), err)
+	}
+	why := firstOf(w.last, exit.Error())
+	if exit.Code == spec.ExitDetectFail || exit.Code == spec.ExitDetectError {
+		why = "no group of buildpacks fits the app"
+		if text := event.Explain(w.groups); text != "" {
+			why += "\n" + text
+		}
+		return spec.Exit(exit.Code, spec.WithHint(errors.New(why), "kiln build --verbose shows all that the buildpacks said"))
+	}
+	code := exit.Code
+	if exit.Signal != 0 {
+		code = 128 + int(exit.Signal)
+	}
+	return spec.Exit(code, errors.New(why))
+}

@@ -1,0 +1,319 @@
+package platform
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/kilnbuild/kiln/internal/archive"
+	"github.com/kilnbuild/kiln/internal/image"
+	"github.com/kilnbuild/kiln/internal/registry"
+	"github.com/kilnbuild/kiln/internal/store"
+)
+
+// place is somewhere an image can be written to and read back from.
+type place interface {
+	image.Source
+	image.Target
+}
+
+// destinations is every place that a build writes to. It is the Target of the
+// export, and the Source of the previous image; run images come from the store,
+// where they are pulled to.
+type destinations struct {
+	platform *Platform
+	insecure []string
+	places   []place
+	// names are the image's own, all forms normalised: whatever else is asked
+	// for is a run image.
+	names []string
+}
+
+// openDestinations opens where the image shall go; no output means the store.
+func (b *build) openDestinations() (*destinations, error) {
+	d := &destinations{platform: b.Platform, insecure: b.req.Insecure}
+	for _, n := range append([]string{b.req.Image}, b.req.Tags...) {
+		name, err := ParseImageName(n)
+		if err != nil {
+			return nil, err
+		}
+		d.names = append(d.names, name.Full)
+	}
+	outputs := b.req.Outputs
+	if len(outputs) == 0 {
+		outputs = []Destination{{Kind: ToStore}}
+	}
+	for _, o := range outputs {
+		p, err := b.openDestination(o)
+		if err != nil {
+			return nil, err
+		}
+		d.places = append(d.places, p)
+	}
+	return d, nil
+}
+
+func (b *build) openDestination(o Destination) (place, error) {
+	switch o.Kind {
+	case ToStore:
+		return b.Store, nil
+	case ToRegistry:
+		reg, err := b.Registry(b.req.Insecure)
+		if err != nil {
+			return nil, err
+		}
+		return remote{Registry: reg, store: b.Store}, nil
+	case ToLayout:
+		return compressing{archive.Layout{Dir: o.Path}, b.Store}, nil
+	case ToOCIArchive:
+		return single{compressing{archive.OCIArchive{Path: o.Path}, b.Store}, b.req.Image}, nil
+	case ToDockerArchive:
+		return single{archive.DockerArchive{Path: o.Path}, b.req.Image}, nil
+	}
+	return nil, fmt.Errorf("output of kind %q is not known", o.Kind)
+}
+
+// Image implements image.Source.
+func (d *destinations) Image(ctx context.Context, ref string) (v1.Image, error) {
+	if d.own(ref) {
+		img, err := d.places[0].Image(ctx, ref)
+		if err != nil && !errors.Is(err, image.ErrUnauthorized) && ctx.Err() == nil {
+			// A previous image that cannot be read is no previous image.
+			return nil, fmt.Errorf("%w: %w", image.ErrNotFound, err)
+		}
+		return img, err
+	}
+	return d.platform.open(ctx, ref, d.insecure)
+}
+
+// own says whether ref is the image itself, by tag or digest.
+func (d *destinations) own(ref string) bool {
+	repo, _, byDigest := strings.Cut(ref, "@")
+	n, err := ParseImageName(repo)
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(d.names, func(name string) bool {
+		return name == n.Full || byDigest && repository(name) == repository(n.Full)
+	})
+}
+
+func repository(full string) string {
+	if i := strings.LastIndexByte(full, ':'); i > strings.LastIndexByte(full, '/') {
+		return full[:i]
+	}
+	return full
+}
+
+// Write implements image.Target. With more than one place each image is read
+// back and validated here; with one, the export does it.
+func (d *destinations) Write(ctx context.Context, ref string, img v1.Image) error {
+	for _, p := range d.places {
+		if err := p.Write(ctx, ref, img); err != nil {
+			return err
+		}
+		if len(d.places) == 1 {
+			break
+		}
+		written, err := p.Image(ctx, ref)
+		if err == nil {
+			err = sameID(img, written)
+		}
+		if err == nil {
+			err = image.Validate(ctx, written, nil)
+		}
+		if err != nil {
+			return fmt.Errorf("read back what was written: %w", err)
+		}
+	}
+	return nil
+}
+
+func sameID(a, b v1.Image) error {
+	want, err := a.ConfigName()
+	if err != nil {
+		return err
+	}
+	got, err := b.ConfigName()
+	if err == nil && got != want {
+		err = fmt.Errorf("%w: it has the image ID %s, not %s", image.ErrInvalid, got, want)
+	}
+	return err
+}
+
+// CheckRead implements image.AccessChecker: a registry is asked before
+// anything is built for it.
+func (d *destinations) CheckRead(ctx context.Context, ref string) error {
+	if !d.own(ref) {
+		return nil
+	}
+	return d.check(func(c image.AccessChecker) error { return c.CheckRead(ctx, ref) })
+}
+
+// CheckWrite implements image.AccessChecker.
+func (d *destinations) CheckWrite(ctx context.Context, ref string) error {
+	return d.check(func(c image.AccessChecker) error { return c.CheckWrite(ctx, ref) })
+}
+
+func (d *destinations) check(ask func(image.AccessChecker) error) error {
+	for _, p := range d.places {
+		if c, ok := p.(image.AccessChecker); ok {
+			if err := ask(c); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// compressing writes layers gzipped, as everybody expects them in transport.
+// The compressed form is kept in the store, so it is made once.
+type compressing struct {
+	place
+	store *store.Store
+}
+
+// Write implements image.Target.
+func (c compressing) Write(ctx context.Context, ref string, img v1.Image) error {
+	small, err := compressed(ctx, c.store, img)
+	if err != nil {
+		return err
+	}
+	return c.place.Write(ctx, ref, small)
+}
+
+// remote is a registry that layers are sent to compressed.
+type remote struct {
+	*registry.Registry
+	store *store.Store
+}
+
+// Write implements image.Target.
+func (r remote) Write(ctx context.Context, ref string, img v1.Image) error {
+	return compressing{r.Registry, r.store}.Write(ctx, ref, img)
+}
+
+// single is an archive: it holds one image under one name, so further tags say
+// nothing that it could keep.
+type single struct {
+	place
+	name string
+}
+
+// Write implements image.Target.
+func (s single) Write(ctx context.Context, ref string, img v1.Image) error {
+	if ref != s.name {
+		return nil
+	}
+	return s.place.Write(ctx, ref, img)
+}
+
+// Image implements image.Source.
+func (s single) Image(ctx context.Context, _ string) (v1.Image, error) {
+	return s.place.Image(ctx, "")
+}
+
+// compressed is img with every layer compressed; its ID stays.
+func compressed(ctx context.Context, st *store.Store, img v1.Image) (v1.Image, error) {
+	return image.MapLayers(img, func(l v1.Layer) (v1.Layer, error) { return st.Compressed(ctx, l) })
+}
+
+// trust knows the blobs that a destination had from earlier builds: the run
+// image's, as it is here and as it is sent.
+func (b *build) trust(ctx context.Context, run v1.Image) (image.Known, error) {
+	small, err := compressed(ctx, b.Store, run)
+	if err != nil {
+		return nil, err
+	}
+	return image.KnownFrom(run, small)
+}
+
+// appCache is one app's cache in the store.
+type appCache struct {
+	*store.Cache
+	store *store.Store
+}
+
+// Layer implements phase.CacheReader.
+func (c appCache) Layer(ctx context.Context, diffID string) (v1.Layer, error) {
+	return c.store.Layer(ctx, diffID)
+}
+
+// cacheKey says whose cache it is: the image's, by name, whoever the builder
+// builds as, since the owner is in every byte of a layer.
+func (b *build) cacheKey() (string, error) {
+	n, err := ParseImageName(b.req.Image)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%s %d:%d", n.Full, b.root.UID, b.root.GID), nil
+}
+
+// lowers collects the trees of restored layers, for the overlay of /layers.
+type lowers struct {
+	mu   sync.Mutex
+	dirs map[string]string // by path below /layers
+}
+
+// place is a phase.Place: the layer's tree, which is in the store already or is
+// unpacked once, becomes a lower directory. No byte moves.
+func (b *build) placeLayer(ctx context.Context, rel string, l v1.Layer) error {
+	tree, err := b.Store.Tree(ctx, l)
+	if err != nil {
+		return err
+	}
+	b.restored.mu.Lock()
+	defer b.restored.mu.Unlock()
+	if b.restored.dirs == nil {
+		b.restored.dirs = map[string]string{}
+	}
+	b.restored.dirs[rel] = filepath.Join(tree, dirLayers)
+	return nil
+}
+
+// list is the trees in a fixed order.
+func (l *lowers) list() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var dirs []string
+	for _, rel := range sortedKeys(l.dirs) {
+		dirs = append(dirs, l.dirs[rel])
+	}
+	return dedupe(dirs)
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// Remove takes an image out of the store, and its cache with it.
+func (p *Platform) Remove(ctx context.Context, ref string) error {
+	if err := p.Store.Delete(ctx, ref); err != nil {
+		return err
+	}
+	n, err := ParseImageName(ref)
+	if err != nil {
+		return nil // removed by digest or ID: the cache goes with the name
+	}
+	return p.Store.Cache(fmt.Sprintf("%s %d:%d", n.Full, baseUser, baseUser)).Clear(ctx)
+}
+
+// Manifest is the raw manifest of an image.
+func (p *Platform) Manifest(ctx context.Context, ref string, insecure []string) ([]byte, error) {
+	img, err := p.open(ctx, ref, insecure)
+	if err != nil {
+		return nil, err
+	}
+	return img.RawManifest()
+}

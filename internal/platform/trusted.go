@@ -1,0 +1,177 @@
+package platform
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"sync"
+
+	"github.com/kilnbuild/kiln/internal/event"
+	"github.com/kilnbuild/kiln/internal/image"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/lifecycle"
+	"github.com/kilnbuild/kiln/internal/phase"
+)
+
+// openPlaces opens the run image, the destinations and the app's cache, and
+// takes the cache for this build: two builds of one image go one after the other.
+func (b *build) openPlaces(ctx context.Context) error {
+	to, err := b.openDestinations()
+	if err != nil {
+		return err
+	}
+	run, err := b.open(ctx, firstOf(b.req.RunImage, b.root.RunImage), b.req.Insecure)
+	if err != nil {
+		return fmt.Errorf("run image: %w", err)
+	}
+	var trusted image.Known
+	if len(b.req.Outputs) > 0 {
+		trusted, err = b.trust(ctx, run)
+	} else {
+		trusted, err = image.KnownFrom(run)
+	}
+	if err != nil {
+		return fmt.Errorf("run image: %w", err)
+	}
+	key, err := b.cacheKey()
+	if err != nil {
+		return err
+	}
+	cache := b.Store.Cache(key)
+	unlock, err := cache.Lock(ctx, b.waiting("the image "+b.req.Image))
+	if err != nil {
+		return err
+	}
+	b.undo = append(b.undo, func(context.Context) error { unlock(); return nil })
+	b.places = &lifecycle.Places{
+		Source: to, Target: to, Trusted: trusted, Layers: b.Store,
+		Cache: appCache{cache, b.Store}, Place: b.placeLayer,
+	}
+	return nil
+}
+
+// trusted runs a phase that holds credentials and reads what foreign code left:
+// in this process, on the upper directories of the sandbox's overlays.
+func (b *build) trusted(ctx context.Context, step Step) error {
+	err := lifecycle.Do(ctx, step.Phase, step.Args, step.Env, lifecycle.Host{
+		Events: b.tally, Dirs: b.dirs(), Places: b.places,
+	})
+	if err == nil && step.Phase == "restorer" {
+		b.layers.Lowers = b.restored.list()
+	}
+	return err
+}
+
+// keep turns what this build made into trees that the next one starts from:
+// directories that no lower one shines through are moved, nothing is copied.
+func (b *build) keep(ctx context.Context) error {
+	var errs []error
+	made := map[string]string{}
+	for _, known := range []phase.Known{b.places.Exported.DiffIDs, b.places.Cached} {
+		for rel, diffID := range known {
+			made[rel] = diffID
+		}
+	}
+	for _, rel := range sortedKeys(made) {
+		if _, below := b.restored.dirs[rel]; below || b.Store.HasTree(made[rel]) {
+			continue
+		}
+		errs = append(errs, b.adopt(ctx, rel, made[rel]))
+	}
+	return errors.Join(append(errs, b.keepApp(ctx))...)
+}
+
+// adopt moves a layer's directory out of the upper and into the store.
+func (b *build) adopt(ctx context.Context, rel, diffID string) error {
+	from := filepath.Join(b.layers.Upper, filepath.FromSlash(rel))
+	if fi, err := os.Lstat(from); err != nil || !fi.IsDir() {
+		return nil // a layer that was reused without contents
+	}
+	tree := filepath.Join(b.scratch, "adopt", path.Base(diffID))
+	to := filepath.Join(tree, dirLayers, filepath.FromSlash(rel))
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return err
+	}
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	if err := layer.SetTimes(ctx, tree); err != nil {
+		return err
+	}
+	return b.Store.AdoptTree(ctx, diffID, tree)
+}
+
+// keepApp remembers which app layer this source makes, if no buildpack changed
+// anything in it.
+func (b *build) keepApp(ctx context.Context) error {
+	diffID := b.places.Exported.AppDiffID
+	if diffID == "" || b.app.memo == "" || b.app.tree == "" {
+		return nil
+	}
+	touched, err := os.ReadDir(b.work.Upper)
+	if err != nil || len(touched) > 0 {
+		return err
+	}
+	if !b.Store.HasTree(diffID) {
+		if err := b.Store.AdoptTree(ctx, diffID, b.app.tree); err != nil {
+			return err
+		}
+	}
+	return b.Store.Remember(ctx, memoApp, b.app.memo, []byte(diffID))
+}
+
+// tally counts what the summary tells, and passes everything on.
+type tally struct {
+	sink event.Sink
+
+	mu          sync.Mutex
+	reused, new int
+	written     []event.ImageWritten
+}
+
+// Emit implements event.Sink.
+func (t *tally) Emit(e event.Event) {
+	t.mu.Lock()
+	switch e := e.(type) {
+	case event.Layer:
+		switch {
+		case e.Target != "image":
+		case e.Action == "reused":
+			t.reused++
+		default:
+			t.new++
+		}
+	case event.ImageWritten:
+		t.written = append(t.written, e)
+	}
+	t.mu.Unlock()
+	t.sink.Emit(e)
+}
+
+// summarise is the last word's content.
+func (b *build) summarise() {
+	b.built.Reused, b.built.New = b.tally.reused, b.tally.new
+	for _, w := range b.tally.written {
+		name := w.Name
+		if n, err := ParseImageName(w.Name); err == nil {
+			name = n.Short
+		}
+		if len(b.req.Outputs) == 0 {
+			b.built.Names = append(b.built.Names, name)
+		}
+		b.built.ID, b.built.Size = w.ID, w.Size
+	}
+	for _, o := range b.req.Outputs {
+		switch o.Kind {
+		case ToRegistry:
+			for _, w := range b.tally.written {
+				b.built.Names = append(b.built.Names, w.Name)
+			}
+		default:
+			b.built.Names = append(b.built.Names, fmt.Sprintf("%s:%s", o.Kind, o.Path))
+		}
+	}
+}
