@@ -156,7 +156,7 @@ func TestBinary(t *testing.T) {
 func TestStartsQuickly(t *testing.T) {
 	im := newImage(t, "[[processes]]\ntype='web'\ncommand=['/bin/true']\nbuildpack-id='second'\n")
 	best := time.Hour
-	for range 10 {
+	for range 20 {
 		began := time.Now()
 		if _, stderr, code := im.run("web"); code != 0 {
 			t.Fatal(code, stderr)
@@ -165,7 +165,7 @@ func TestStartsQuickly(t *testing.T) {
 	}
 	// 5 ms are ours, the rest is two execs on a busy machine.
 	if best > 25*time.Millisecond {
-		t.Errorf("the fastest of ten launches of true took %v", best)
+		t.Errorf("the fastest of twenty launches of true took %v", best)
 	}
 }
 
