@@ -186,7 +186,7 @@ func (s settings) excluded() []string {
 		"libc6", "libgcc-s1", "media-types", "mime-support", "tzdata", "ca-certificates", "netbase",
 		"debconf", "dpkg", "readline-common", "python3", "python3-minimal", "openssl-provider-legacy",
 		"libc6-dev", "libexpat1-dev", "zlib1g-dev", "libpython" + s.Minor,
-		"libnsl2",
+		"libnsl2", "libtirpc3",
 	}
 	if s.SystemLibraries {
 		list = append(list, libraries...)
