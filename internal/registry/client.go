@@ -18,6 +18,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/kilnbuild/kiln/internal/spec"
 )
 
 const (
@@ -45,9 +47,13 @@ type client struct {
 // parse reads ref, which may be short ("ubuntu"), as docker does.
 func (r *Registry) parse(ref string) (name.Reference, error) {
 	var opts []name.Option
+	if i := strings.Index(ref, "://"); i >= 0 {
+		// It may have a password in it.
+		return nil, spec.WithHint(fmt.Errorf("invalid image reference %q: it is a URL", redactUser(ref)), "leave off %s", ref[:i+3])
+	}
 	parsed, err := name.ParseReference(ref)
 	if err != nil {
-		return nil, fmt.Errorf("invalid image reference %q: %w", redactUser(ref), err)
+		return nil, fmt.Errorf("invalid image reference %q: %w", ref, err)
 	}
 	if isInsecure(r.insecure, ref, parsed.Context()) || isLoopback(hostname(parsed.Context().RegistryStr())) {
 		opts = append(opts, name.Insecure)

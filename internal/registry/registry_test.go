@@ -31,13 +31,14 @@ import (
 
 // The tests must not use what the machine's owner is logged in to.
 func TestMain(m *testing.M) {
+	log.SetOutput(io.Discard) // the registry in memory talks of what is done to it
 	dir, err := os.MkdirTemp("", "kiln-registry-test-")
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	for k, v := range map[string]string{"HOME": dir, "DOCKER_CONFIG": dir, "XDG_RUNTIME_DIR": dir, "XDG_CONFIG_HOME": dir} {
 		if err := os.Setenv(k, v); err != nil {
-			log.Fatal(err)
+			panic(err)
 		}
 	}
 	os.Unsetenv("REGISTRY_AUTH_FILE")
