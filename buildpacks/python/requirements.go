@@ -137,6 +137,7 @@ var (
 	links       = regexp.MustCompile(`^(?:-f|--find-links)(?:\s*=?\s*)(.+)$`)
 	requirement = regexp.MustCompile(`^([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*(?:\[([^\]]*)\])?\s*(@\s*(.*)|[<>=!~;(].*)?$`)
 	scheme      = regexp.MustCompile(`^[a-z][a-z0-9+.-]*:`)
+	archive     = regexp.MustCompile(`\.(whl|zip|tar\.gz|tar\.bz2|tgz)$`)
 	egg         = regexp.MustCompile(`[#&]egg=([A-Za-z0-9._-]+)`)
 )
 
@@ -166,7 +167,7 @@ func (r *reader) line(dir, l string, constraints bool) error {
 	}
 	m := requirement.FindStringSubmatch(l)
 	switch {
-	case m == nil || strings.HasSuffix(l, ".whl") || strings.HasSuffix(l, ".tar.gz") || strings.HasSuffix(l, ".zip"):
+	case m == nil || m[3] == "" && archive.MatchString(l):
 		r.named(l)
 		r.local(r.app, l)
 	case !constraints:
