@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path"
 	"strconv"
 	"strings"
@@ -29,7 +30,10 @@ type builderRoot struct {
 func (b builderRoot) stack(dir string) layer.Stack {
 	var s layer.Stack
 	for _, lower := range b.Lowers {
-		s.Lowers = append(s.Lowers, path.Join(lower, dir))
+		below := path.Join(lower, dir)
+		if fi, err := os.Lstat(below); err == nil && fi.IsDir() {
+			s.Lowers = append(s.Lowers, below)
+		}
 	}
 	return s
 }
