@@ -64,6 +64,8 @@ type fixture struct {
 	w    *Worker
 	rep  Report
 	spec Spec
+
+	closed bool // by the test itself, which then cleans up
 }
 
 const testUID, testGID = 1000, 1000
@@ -85,6 +87,9 @@ func newFixture(t *testing.T, o Options) *fixture {
 		t.Fatalf("Start: %v", err)
 	}
 	t.Cleanup(func() {
+		if f.closed {
+			return
+		}
 		// The scratch holds directories that only the worker may remove.
 		if err := f.w.Remove(context.Background(), f.path("scratch")); err != nil {
 			t.Errorf("Remove: %v", err)

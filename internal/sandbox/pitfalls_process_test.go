@@ -2,13 +2,15 @@ package sandbox
 
 import (
 	"bytes"
+	"embed"
 	"fmt"
 	"go/parser"
 	"go/token"
+	"io/fs"
 	"net"
 	"os"
-	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -160,7 +162,7 @@ func TestPitfall24OneProcessNamespacePerStep(t *testing.T) {
 // TestPitfall32NoSetns: a process with threads cannot enter a user namespace; re-exec can.
 func TestPitfall32NoSetns(t *testing.T) {
 	for _, file := range sources(t) {
-		b, err := os.ReadFile(file)
+		b, err := source.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -170,18 +172,18 @@ func TestPitfall32NoSetns(t *testing.T) {
 	}
 }
 
+//go:embed *.go
+var source embed.FS
+
 func sources(t *testing.T) []string {
 	t.Helper()
-	_, here, _, _ := runtime.Caller(0)
-	all, err := filepath.Glob(filepath.Join(filepath.Dir(here), "*.go"))
-	if err != nil || len(all) < 10 {
-		t.Skip("the sources are not here: this is a compiled test binary")
+	all, err := fs.Glob(source, "*.go")
+	if err != nil {
+		t.Fatal(err)
 	}
-	var files []string
-	for _, f := range all {
-		if !strings.HasSuffix(f, "_test.go") {
-			files = append(files, f)
-		}
+	files := slices.DeleteFunc(all, func(f string) bool { return strings.HasSuffix(f, "_test.go") })
+	if len(files) < 10 {
+		t.Fatalf("only %q found", files)
 	}
 	return files
 }
@@ -212,7 +214,11 @@ func TestPitfall33TheWorkerForks(t *testing.T) {
 // TestPitfall34TheInitIsLight: every import is initialised twice before a step starts.
 func TestPitfall34TheInitIsLight(t *testing.T) {
 	for _, file := range sources(t) {
-		tree, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+		b, err := source.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tree, err := parser.ParseFile(token.NewFileSet(), file, b, parser.ImportsOnly)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -222,7 +228,7 @@ func TestPitfall34TheInitIsLight(t *testing.T) {
 				t.Fatal(err)
 			}
 			if path == "net" || path == "net/http" || strings.Contains(path, ".") && path != "golang.org/x/sys/unix" && path != "golang.org/x/net/bpf" {
-				t.Errorf("%s imports %s", filepath.Base(file), path)
+				t.Errorf("%s imports %s", file, path)
 			}
 		}
 	}

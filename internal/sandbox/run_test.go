@@ -129,15 +129,16 @@ func TestRunOfNothing(t *testing.T) {
 
 // ready is a writer that says when something has been written.
 type ready struct {
-	bytes.Buffer
+	said  string
 	first chan struct{}
 }
 
 func (r *ready) Write(p []byte) (int, error) {
-	if r.Len() == 0 {
+	if r.said == "" {
 		close(r.first)
 	}
-	return r.Buffer.Write(p)
+	r.said += string(p)
+	return len(p), nil
 }
 
 func TestCancelAsksFirst(t *testing.T) {
@@ -149,8 +150,8 @@ func TestCancelAsksFirst(t *testing.T) {
 		go func() { <-out.first; cancel() }()
 		err := r.Run(ctx, c)
 		var exit *ExitError
-		if !errors.Is(err, context.Canceled) || !errors.As(err, &exit) || exit.Code != 7 || out.String() != "ready\nterm\n" {
-			t.Errorf("%q, %v", out.String(), err)
+		if !errors.Is(err, context.Canceled) || !errors.As(err, &exit) || exit.Code != 7 || out.said != "ready\nterm\n" {
+			t.Errorf("%q, %v", out.said, err)
 		}
 		if err := r.Run(ctx, c); !errors.Is(err, context.Canceled) {
 			t.Errorf("with a context that is over: %v", err)
@@ -306,7 +307,7 @@ func TestCloseEndsSteps(t *testing.T) {
 	if err := other.w.Remove(t.Context(), f.path("scratch")); err != nil {
 		t.Error(err)
 	}
-	f.w = other.w // for the fixture's clean-up
+	f.closed = true
 }
 
 func TestRemove(t *testing.T) {

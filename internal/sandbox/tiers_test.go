@@ -102,7 +102,8 @@ func TestTier1S(t *testing.T) {
 	f.want(f.must("status", "Uid", "Gid", "Groups", "CapInh", "CapEff", "CapAmb"),
 		"Uid 0,0,0,0", "Gid 0,0,0,0", "Groups 0", "CapInh "+noCaps, "CapEff 00000000800405fb", "CapAmb "+noCaps)
 	f.want(f.must("chown", "/tmp/owned", "42", "101"), "write ok", "chown ok")
-	f.want(f.must("ls", "/proc/1/fd"), "/proc/1/fd EACCES")
+	f.want(f.must("readlink", "/proc/1/fd/3", "/proc/1/exe"), "/proc/1/fd/3 EACCES", "/proc/1/exe EACCES")
+	f.want(f.must("ls", "/proc/1/fd"), "0", "1", "2", "3") // the numbers are the namespace's root's to see
 	f.spec.UID, f.spec.GID = 33, 33
 	f.want(f.must("status", "Uid", "Groups", "CapEff"), "Uid 33,33,33,33", "Groups 33", "CapEff "+noCaps)
 	fi, err := os.Lstat(filepath.Join(f.spec.Root.Upper, "tmp/owned"))
