@@ -176,7 +176,8 @@ func FuzzValidate(f *testing.F) {
 		if mt == types.OCIUncompressedLayer && err != nil {
 			t.Errorf("plain bytes are refused: %v", err)
 		}
-		if mt != types.OCIUncompressedLayer && err == nil {
+		// Of the three only zstd takes no bytes at all for a stream of none.
+		if mt != types.OCIUncompressedLayer && err == nil && len(b) > 0 {
 			t.Error("compressed bytes that unpack to themselves")
 		}
 	})

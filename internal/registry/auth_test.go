@@ -252,3 +252,26 @@ func TestRedirects(t *testing.T) {
 		}
 	}
 }
+
+// TestNoWayOutOfTLS: not even to loopback, where plain HTTP is else allowed.
+func TestNoWayOutOfTLS(t *testing.T) {
+	reached := false
+	plain := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { reached = true }))
+	t.Cleanup(plain.Close)
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/v2/" {
+			http.Redirect(w, r, plain.URL+r.URL.Path, http.StatusTemporaryRedirect)
+		}
+	}))
+	t.Cleanup(srv.Close)
+	host := strings.TrimPrefix(srv.URL, "https://")
+	r, _ := newRegistry(t, Options{Insecure: []string{host}})
+	_, err := r.Image(t.Context(), host+"/app")
+	if !errors.Is(err, errDowngrade) || reached {
+		t.Errorf("got %v, reached the other host: %t", err, reached)
+	}
+	r, _ = newRegistry(t, Options{Insecure: []string{host, strings.TrimPrefix(plain.URL, "http://")}})
+	if _, err := r.Image(t.Context(), host+"/app"); err == nil || errors.Is(err, errDowngrade) || !reached {
+		t.Errorf("with the other host listed: %v, reached it: %t", err, reached)
+	}
+}

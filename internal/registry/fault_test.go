@@ -109,13 +109,13 @@ type script struct {
 func (s *script) wrap(h http.Handler) http.Handler {
 	return s.counter.wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.mu.Lock()
-		now := kind(r) == s.kind && s.times != 0
+		now, spoilt := kind(r) == s.kind && s.times != 0, s.fault
 		if now {
 			s.times--
 		}
 		s.mu.Unlock()
 		if now {
-			s.fault(w, r, h)
+			spoilt(w, r, h)
 			return
 		}
 		h.ServeHTTP(w, r)
@@ -127,6 +127,12 @@ func (s *script) set(kind string, times int, f fault) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.kind, s.times, s.fault = kind, times, f
+}
+
+func (s *script) left() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.times
 }
 
 const forever = -1
@@ -182,7 +188,7 @@ func TestPassingFaults(t *testing.T) {
 				if err := r.CheckRead(t.Context(), ref); err != nil {
 					t.Error(err)
 				}
-				if s.times != 0 {
+				if s.left() != 0 {
 					t.Errorf("the fault never struck: no request %q", k)
 				}
 			})
@@ -358,12 +364,14 @@ func TestDownloadGoesOn(t *testing.T) {
 		if err := image.Validate(t.Context(), got, nil); err != nil {
 			t.Fatalf("ranges %t: %v", ranges, err)
 		}
+		mu.Lock()
 		if broken < 5 {
 			t.Errorf("the connection broke %d times only", broken)
 		}
 		if ranges && served > int64(len(body))+1<<20 {
 			t.Errorf("%d bytes were served for a layer of %d", served, len(body))
 		}
+		mu.Unlock()
 	}
 }
 
