@@ -49,6 +49,11 @@ func TestTalksApp(t *testing.T) {
 	}
 	servesPage(t, w, group)
 
+	kept := map[string]map[string]string{}
+	launched := []string{"kiln_ca-certificates/helper", "kiln_cpython/cpython", "kiln_pip/pip", "kiln_pip-install/packages", "kiln_python-start/start"}
+	for _, l := range launched {
+		kept[l] = tree(t, filepath.Join(w.layers, l))
+	}
 	before := tree(t, w.layers)
 	again := w.build(group...)
 	if strings.Contains(again["kiln/pip-install"], "Collecting") || !strings.Contains(again["kiln/pip-install"], "Reusing the installed packages") {
@@ -58,11 +63,9 @@ func TestTalksApp(t *testing.T) {
 		t.Errorf("a build with nothing new changed %v", d)
 	}
 
-	kept := map[string]map[string]string{}
-	launched := []string{"kiln_ca-certificates/helper", "kiln_cpython/cpython", "kiln_pip/pip", "kiln_pip-install/packages", "kiln_python-start/start"}
-	for _, l := range launched {
-		kept[l] = tree(t, filepath.Join(w.layers, l))
-	}
+	pipFailsInOneSentence(t, w, group)
+	w.write(w.app, files)
+
 	if err := os.RemoveAll(w.layers); err != nil {
 		t.Fatal(err)
 	}
@@ -75,6 +78,30 @@ func TestTalksApp(t *testing.T) {
 			t.Errorf("layer %s has other bytes when it is made again: %v", l, d)
 		}
 	}
+}
+
+// pipFailsInOneSentence asks for what is not there.
+func pipFailsInOneSentence(t *testing.T, w *world, group []string) {
+	t.Helper()
+	for _, tt := range []struct {
+		requirements, index, says string
+	}{
+		{"Flask==0.0.99\n", "", "ERROR: the requirement Flask==0.0.99 has no version that fits: the newest that would do here is "},
+		{"kiln-has-no-such-package==1\n", "", "ERROR: the requirement kiln-has-no-such-package==1 does not exist: the package index has no such package: pip install: exit status 1"},
+		{"click\n", "http://127.0.0.1:1/simple", "ERROR: the package index cannot be reached: pip install: exit status 1\nhint: check the network"},
+		{"click=1\n", "", "ERROR: the requirements file has a line that is no requirement: 'click=1'"},
+	} {
+		w.write(w.app, map[string]string{"requirements.txt": tt.requirements})
+		w.user = map[string]string{"PIP_RETRIES": "1"}
+		if tt.index != "" {
+			w.user["PIP_INDEX_URL"] = tt.index
+		}
+		out, err := w.tryBuild(group...)
+		if err == nil || !strings.Contains(out["kiln/pip-install"], tt.says) {
+			t.Errorf("%q: %v\n%s\nwant %s", tt.requirements, err, out["kiln/pip-install"], tt.says)
+		}
+	}
+	w.user = map[string]string{}
 }
 
 // servesPage starts the default process and fetches the page.
