@@ -57,7 +57,6 @@ type kiln struct {
 	stdin          *os.File
 	stdout, stderr *os.File
 	environ        []string
-	json           bool
 }
 
 // Exit codes of kiln's own, beside those of the lifecycle's phases (package

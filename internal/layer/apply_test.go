@@ -319,9 +319,8 @@ func sparseBomb(t testing.TB) []byte {
 	}
 	old := bytes.Index(data, []byte("KILN.placeholder")) - len("134 ")
 	size := bytes.IndexByte(data[old:], '\n') + 1
-	fill := size - records.Len()
 	replaced := strings.Replace(records.String(), paxRecord("KILN.fill", ""), "", 1)
-	fill = size - len(replaced)
+	fill := size - len(replaced)
 	for pad := 0; ; pad++ {
 		if r := paxRecord("KILN.fill", strings.Repeat("x", pad)); len(r) == fill {
 			replaced += r

@@ -36,7 +36,7 @@ func Command(argv []string) (phase string, args []string, err error) {
 			return "", argv[1:], nil
 		}
 	}
-	return "", nil, fmt.Errorf("which phase? usage: lifecycle %s [flags] ...", strings.Join(Phases, "|"))
+	return "", nil, fmt.Errorf("no phase named: usage: lifecycle %s [flags] [images]", strings.Join(Phases, "|"))
 }
 
 func isPhase(name string) bool {
