@@ -94,6 +94,10 @@ func runStep(c *conn, r *runRequest) result {
 	if r.Probe != nil {
 		return result{Probe: probeInside(r)}
 	}
+	w := &world{req: r}
+	if err := w.build(); err != nil {
+		return failure(err)
+	}
 	if err := prepare(r); err != nil {
 		return failure(err)
 	}
@@ -110,15 +114,15 @@ func runStep(c *conn, r *runRequest) result {
 			unix.Kill(pid, syscall.Signal(ctl.Signal))
 		}
 	}()
-	return reap(pid)
+	res := reap(pid)
+	endRest()
+	w.tidy()
+	return res
 }
 
-// prepare does all that the whole process is to have.
+// prepare does what else the whole process is to have.
 func prepare(r *runRequest) error {
 	syscall.Umask(0o022)
-	if err := buildRoot(r); err != nil {
-		return err
-	}
 	name := r.Spec.Hostname
 	if name == "" {
 		name = "kiln"
@@ -251,5 +255,16 @@ func reap(step int) result {
 			return result{Code: -1, Signal: int(status.Signal())}
 		}
 		return result{Code: status.ExitStatus()}
+	}
+}
+
+// endRest ends what the step left behind, and waits until it has: the kernel would do it when we
+// end, but before that the root is to be tidied.
+func endRest() {
+	unix.Kill(-1, unix.SIGKILL)
+	for {
+		if _, err := syscall.Wait4(-1, nil, 0, nil); err != nil && err != syscall.EINTR {
+			return
+		}
 	}
 }

@@ -109,18 +109,30 @@ func lookup(root int, name string, flags, resolve uint64) (int, error) {
 	}
 }
 
-// point opens the mount point at target below root and makes what is missing of it: directories,
-// and a file at the end unless dir is set.
-func point(root int, target string, dir bool) (int, error) {
+// stub is a mount point that had to be made: it is no part of what the step makes.
+type stub struct {
+	path     string // below the root
+	dir      bool
+	dev, ino uint64
+}
+
+// points opens mount points below root, and remembers those that it made.
+type points struct {
+	root int
+	made []stub
+}
+
+// open opens the mount point at target and makes what is missing of it: directories, and a file at
+// the end unless dir is set.
+func (p *points) open(target string, dir bool) (int, error) {
 	parts := strings.Split(strings.Trim(path.Clean("/"+target), "/"), "/")
-	at, err := unix.Dup(root)
+	at, err := unix.Dup(p.root)
 	if err != nil {
 		return -1, err
 	}
 	unix.CloseOnExec(at)
-	for i, name := range parts {
-		last := i == len(parts)-1
-		next, err := descend(root, at, path.Join(parts[:i+1]...), name, dir || !last)
+	for i := range parts {
+		next, err := p.descend(at, path.Join(parts[:i+1]...), dir || i < len(parts)-1, 0)
 		unix.Close(at)
 		if err != nil {
 			return -1, err
@@ -134,12 +146,28 @@ func point(root int, target string, dir bool) (int, error) {
 	return at, nil
 }
 
-// descend opens prefix below root, which is name in the directory at, or makes it there.
-func descend(root, at int, prefix, name string, dir bool) (int, error) {
-	fd, err := lookup(root, prefix, 0, unix.RESOLVE_IN_ROOT)
+// openReal opens a directory of the root that must be a real one: an image whose /proc is a symbolic
+// link wants the masks to land elsewhere.
+func (p *points) openReal(name string) (int, error) {
+	fd, err := p.descend(p.root, name, true, unix.RESOLVE_NO_SYMLINKS)
+	if err == nil {
+		if err = demandKind(fd, true); err != nil {
+			unix.Close(fd)
+		}
+	}
+	if err != nil {
+		return -1, fmt.Errorf("/%s of the image must be a directory: %w", name, err)
+	}
+	return fd, nil
+}
+
+// descend opens prefix below the root, whose last part is in the directory at, or makes it there.
+func (p *points) descend(at int, prefix string, dir bool, resolve uint64) (int, error) {
+	fd, err := lookup(p.root, prefix, 0, resolve|unix.RESOLVE_IN_ROOT)
 	if err != unix.ENOENT {
 		return fd, err
 	}
+	name := path.Base(prefix)
 	if dir {
 		err = unix.Mkdirat(at, name, 0o755)
 	} else {
@@ -148,7 +176,38 @@ func descend(root, at int, prefix, name string, dir bool) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("make mount point: %w", err) // EEXIST: a dangling symbolic link
 	}
-	return lookup(root, prefix, 0, unix.RESOLVE_IN_ROOT)
+	if fd, err = lookup(p.root, prefix, 0, resolve|unix.RESOLVE_IN_ROOT); err != nil {
+		return -1, err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	p.made = append(p.made, stub{prefix, dir, st.Dev, st.Ino})
+	return fd, nil
+}
+
+// remove takes away the stubs from the given one on that are still what they were. Nothing may be
+// mounted on them and nobody else may run in the root any more.
+func (p *points) remove(from int) {
+	for i := len(p.made) - 1; i >= from; i-- {
+		s := p.made[i]
+		parent, err := lookup(p.root, path.Dir(s.path), unix.O_DIRECTORY, unix.RESOLVE_IN_ROOT)
+		if err != nil {
+			continue
+		}
+		var st unix.Stat_t
+		err = unix.Fstatat(parent, path.Base(s.path), &st, unix.AT_SYMLINK_NOFOLLOW)
+		same := err == nil && st.Dev == s.dev && st.Ino == s.ino
+		if same && s.dir {
+			unix.Unlinkat(parent, path.Base(s.path), unix.AT_REMOVEDIR) // stays if the step put something there
+		} else if same && st.Size == 0 {
+			unix.Unlinkat(parent, path.Base(s.path), 0)
+		}
+		unix.Close(parent)
+	}
+	p.made = p.made[:from]
 }
 
 func demandKind(fd int, dir bool) error {
@@ -164,23 +223,6 @@ func demandKind(fd int, dir bool) error {
 		return unix.EISDIR
 	}
 	return nil
-}
-
-// systemPoint is a mount point that must be a real directory of the root: an image whose /proc is a
-// symbolic link wants the masks to land elsewhere.
-func systemPoint(root int, name string) (int, error) {
-	resolve := uint64(unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS)
-	fd, err := lookup(root, name, unix.O_DIRECTORY, resolve)
-	if err == unix.ENOENT {
-		if err := unix.Mkdirat(root, name, 0o755); err != nil {
-			return -1, fmt.Errorf("make directory /%s: %w", name, err)
-		}
-		fd, err = lookup(root, name, unix.O_DIRECTORY, resolve)
-	}
-	if err != nil {
-		return -1, fmt.Errorf("/%s of the image must be a directory: %w", name, err)
-	}
-	return fd, nil
 }
 
 // overlay makes a detached mount of o.

@@ -182,7 +182,7 @@ func tryPivot() error {
 	if err := attach(root, anchor); err != nil {
 		return fmt.Errorf("attach a mount: %w", err)
 	}
-	w := &world{root: root}
+	w := &world{points: points{root: root}}
 	return at("pivot_root", w.pivot())
 }
 

@@ -29,9 +29,16 @@ const (
 
 // world is a step's root under construction.
 type world struct {
+	points
 	req  *runRequest
-	root int // the attached root
 	null int // a detached clone of the host's /dev/null, to mask files with
+	done []mounted
+}
+
+// mounted is a mount, and how many stubs there were before it.
+type mounted struct {
+	target string
+	stubs  int
 }
 
 // at names a set-up step in its error.
@@ -42,13 +49,12 @@ func at(step string, err error) error {
 	return &stepError{step, fmt.Errorf("set up the sandbox: %s: %w", step, err)}
 }
 
-// buildRoot mounts all there is, and makes it this process's root.
-func buildRoot(r *runRequest) error {
+// build mounts all there is, and makes it this process's root.
+func (w *world) build() error {
 	// First of all, so that nothing of what follows gets out.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return at("private mounts", err)
 	}
-	w := &world{req: r}
 	var err error
 	if w.null, err = hostNull(); err != nil {
 		return at("/dev/null", err)
@@ -58,7 +64,7 @@ func buildRoot(r *runRequest) error {
 		return at("root", err)
 	}
 	defer unix.Close(w.root)
-	for _, m := range r.Spec.Mounts {
+	for _, m := range w.req.Spec.Mounts {
 		if err := w.mount(m); err != nil {
 			return at("mount", fmt.Errorf("mount %s: %w", m.Target, err))
 		}
@@ -125,7 +131,8 @@ func (w *world) mount(m Mount) error {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return err
 	}
-	target, err := point(w.root, m.Target, st.Mode&unix.S_IFMT == unix.S_IFDIR)
+	w.done = append(w.done, mounted{m.Target, len(w.made)})
+	target, err := w.open(m.Target, st.Mode&unix.S_IFMT == unix.S_IFDIR)
 	if err != nil {
 		return err
 	}
@@ -173,7 +180,8 @@ func (w *world) proc() error {
 		return err
 	}
 	defer unix.Close(fd)
-	target, err := systemPoint(w.root, "proc")
+	w.done = append(w.done, mounted{"/proc", len(w.made)})
+	target, err := w.openReal("proc")
 	if err != nil {
 		return err
 	}
@@ -246,7 +254,8 @@ func (w *world) dev() error {
 		return err
 	}
 	defer unix.Close(fd)
-	target, err := systemPoint(w.root, "dev")
+	w.done = append(w.done, mounted{"/dev", len(w.made)})
+	target, err := w.openReal("dev")
 	if err != nil {
 		return err
 	}
@@ -318,7 +327,8 @@ func (w *world) sys() error {
 		return err
 	}
 	defer unix.Close(fd)
-	target, err := systemPoint(w.root, "sys")
+	w.done = append(w.done, mounted{"/sys", len(w.made)})
+	target, err := w.openReal("sys")
 	if err != nil {
 		return err
 	}
@@ -342,7 +352,7 @@ func showSys(sys int, name string) error {
 		return err
 	}
 	defer unix.Close(fd)
-	target, err := point(sys, name, true)
+	target, err := (&points{root: sys}).open(name, true)
 	if err != nil {
 		return err
 	}
@@ -361,6 +371,24 @@ func (w *world) pivot() error {
 		return fmt.Errorf("unmount the host's root: %w", err)
 	}
 	return unix.Chdir("/")
+}
+
+// tidy takes the mount points away again that had to be made: what is in the upper afterwards is the
+// step's. It must be the last process of the namespace that calls it.
+func (w *world) tidy() {
+	if len(w.made) == 0 {
+		return
+	}
+	root, err := unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	defer unix.Close(root)
+	w.root = root
+	for i := len(w.done) - 1; i >= 0; i-- { // backwards: stubs may lie in earlier mounts
+		unix.Unmount(w.done[i].target, unix.MNT_DETACH)
+		w.remove(w.done[i].stubs)
+	}
 }
 
 // check finds what is wrong with a Spec before anything is started.

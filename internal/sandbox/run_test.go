@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -216,6 +217,40 @@ func TestMounts(t *testing.T) {
 	missing := f.with("missing", Mount{Target: "/none", Source: f.path("missing")})
 	if _, err := missing.try("exit", "0"); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "mount /none") {
 		t.Errorf("a source that is missing: %v", err)
+	}
+}
+
+// TestMountPointsAreTakenAway: what the sandbox had to make is no part of what the step made.
+func TestMountPointsAreTakenAway(t *testing.T) {
+	f := newFixture(t, Options{})
+	f.write("lower/etc/had", "")
+	f.write("app/file", "")
+	f.mkdir("dir")
+	o := f.overlay("app", f.path("app"))
+	f.spec.Mounts = append(f.spec.Mounts,
+		Mount{Target: "/etc/resolv.conf", Source: f.path("app/file")},
+		Mount{Target: "/etc/had", Source: f.path("app/file")},
+		Mount{Target: "/opt/a/b", Source: f.path("dir")},
+		Mount{Target: "/opt/kept/b", Source: f.path("dir")},
+		Mount{Target: "/workspace", Overlay: &o},
+		Mount{Target: "/workspace/volume/deep", Source: f.path("dir")},
+	)
+	f.want(f.must("write", "/opt/kept/x", "/workspace/x"), "/opt/kept/x ok", "/workspace/x ok")
+	for dir, want := range map[string][]string{
+		f.spec.Root.Upper:                            {"etc", "opt"},
+		filepath.Join(f.spec.Root.Upper, "etc"):      nil,
+		filepath.Join(f.spec.Root.Upper, "opt"):      {"kept"},
+		filepath.Join(f.spec.Root.Upper, "opt/kept"): {"x"},
+		o.Upper: {"x"},
+	} {
+		entries, err := os.ReadDir(dir)
+		var got []string
+		for _, e := range entries {
+			got = append(got, e.Name())
+		}
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s holds %q, %v, want %q", dir, got, err, want)
+		}
 	}
 }
 
