@@ -39,8 +39,11 @@ func run(m *testing.M) int {
 		return 1
 	}
 	bin = dir
+	// While working on a test, a store that stays saves making the base images.
+	store = os.Getenv("KILN_TEST_STORE")
+	keep := store != ""
 	code := m.Run()
-	if store != "" {
+	if store != "" && !keep {
 		removeAll(store)
 	}
 	return code
