@@ -98,6 +98,7 @@ func TestApplyRefusesHostileLayers(t *testing.T) {
 		"link out to dir":      {[]tar.Header{hdrDir("outside", 0o755), hdrLink("l", "../outside"), hdrFile("l/canary", "x")}, nil},
 		"absolute link out":    {[]tar.Header{hdrLink("l", "/proc/self/cwd"), hdrFile("l/x", "x")}, ErrUnsafe},
 		"two hops":             {[]tar.Header{hdrDir("sub", 0o755), hdrLink("sub/up", ".."), hdrLink("sub/up/w", ".."), hdrFile("sub/up/w/pwned", "x")}, nil},
+		"link on its own way":  {[]tar.Header{hdrDir("d", 0o755), hdrLink("s", "d"), hdrLink("d/t", "."), hdrFile("s/t/x", ""), hdrFile("s/t/t", ""), hdrFile("s/t/y", "")}, ErrUnsafe},
 		"link loop":            {[]tar.Header{hdrLink("a", "b"), hdrLink("b", "a"), hdrFile("a/x", "x")}, unix.ELOOP},
 		"self loop":            {[]tar.Header{hdrLink("a", "a"), hdrFile("a/x", "x")}, unix.ELOOP},
 		"dangling parent":      {[]tar.Header{hdrLink("a", "nowhere"), hdrFile("a/b/c", "x")}, ErrUnsafe},

@@ -206,14 +206,11 @@ func (u *unpacker) forget(st *unix.Stat_t) {
 	}
 }
 
-// removeTree removes base and all below it, but for what keep says. It drops
-// the remembered parent first unless that is fd, since its path may lead here.
+// removeTree removes base and all below it, but for what keep says.
 func (u *unpacker) removeTree(fd int, base string, st *unix.Stat_t, keep func(*unix.Stat_t) bool) error {
-	if u.parentOpen && fd != u.parentFD {
-		u.forgetParent()
-	}
 	err := removeTree(fd, base, st, pruner{keep: keep, gone: u.forget})
-	// The parent stays open for the rest of this entry, but under no path.
+	// What went may be on the way to the parent directory used last. It stays
+	// open for the rest of this entry, but under no path.
 	u.parentPath = "\x00"
 	return err
 }

@@ -68,6 +68,48 @@ func TestStackErrors(t *testing.T) {
 	}
 }
 
+// TestRaisedModeIsNotSeen: while one reader opens a file that denies access to
+// its owner, another one sees its true mode.
+func TestRaisedModeIsNotSeen(t *testing.T) {
+	dir := scratch(t)
+	path := filepath.Join(dir, "f")
+	if err := os.WriteFile(path, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := openat(unix.AT_FDCWD, path, unix.O_PATH, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	mode := func() fs.FileMode {
+		t.Helper()
+		fi, err := Stack{Upper: dir}.Lstat("f")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fi.Mode()
+	}
+	first, err := raise(fd, 0o400)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := raise(fd, 0o400)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fi, err := os.Stat(path); err != nil || fi.Mode() != 0o400 || mode() != 0 {
+		t.Errorf("raised: mode is %v, seen as %v (%v)", fi.Mode(), mode(), err)
+	}
+	first()
+	if fi, err := os.Stat(path); err != nil || fi.Mode() != 0o400 || mode() != 0 {
+		t.Errorf("raised by one of two: mode is %v, seen as %v (%v)", fi.Mode(), mode(), err)
+	}
+	second()
+	if fi, err := os.Stat(path); err != nil || fi.Mode() != 0 || mode() != 0 || len(raised.modes) != 0 || !raisedNone(raised.changes.Load()) {
+		t.Errorf("lowered: mode is %v, seen as %v (%v)", fi.Mode(), mode(), err)
+	}
+}
+
 func TestStackPath(t *testing.T) {
 	top := scratch(t)
 	mkdirs(t, top, "up/d", "low/d/e", "low/only")

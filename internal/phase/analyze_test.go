@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -386,7 +387,9 @@ func TestRestoreInPlace(t *testing.T) {
 	x.file("layers", "acme_a/dep/stale", "from before")
 	a, err := Analyze(t.Context(), x.store, Names{Image: "app", Run: runName}, spec.RunTOML{}, AnalyzeSetting{PlatformAPI: testAPI}, &x.layers, &x.events)
 	must(t, err)
+	old := unix.Umask(0o077)
 	known, err := Restore(t.Context(), reader{x.cache, x.store}, Extract(x.layers), x.group, a.Analyzed, x.layers, RestoreSetting{PlatformAPI: testAPI}, &x.events)
+	unix.Umask(old)
 	must(t, err)
 	var got []string
 	err = filepath.Walk(x.layers.Upper, func(path string, fi os.FileInfo, err error) error {
@@ -476,7 +479,8 @@ func TestRestoreDamage(t *testing.T) {
 	sha := md.Buildpacks[0].Layers["builder"].SHA
 	good, err := x.store.Layer(t.Context(), sha)
 	must(t, err)
-	var hostile strings.Builder
+	var hostile, forged strings.Builder
+	must(t, layer.WriteFiles(&forged, []layer.File{{Path: "/layers/acme_a/builder/x", Mode: 0o644, Body: []byte("forged")}}))
 	must(t, layer.WriteFiles(&hostile, []layer.File{{Path: "/layers/acme_a", Link: "/tmp", Mode: 0o777}, {Path: "/layers/acme_a/builder/x", Mode: 0o644}}))
 	for name, test := range map[string]struct {
 		cache CacheReader
@@ -487,6 +491,7 @@ func TestRestoreDamage(t *testing.T) {
 		"layer is gone":      {cacheOf{md: md}, "acme/a:builder"},
 		"layer is truncated": {cacheOf{md: md, layers: map[string]v1.Layer{sha: lying{good, make([]byte, 300)}}}, "acme/a:builder"},
 		"layer is another":   {cacheOf{md: md, layers: map[string]v1.Layer{sha: lying{good, make([]byte, 1024)}}}, "acme/a:builder"},
+		"layer is forged":    {cacheOf{md: md, layers: map[string]v1.Layer{sha: lying{good, []byte(forged.String())}}}, "acme/a:builder"},
 		"layer is hostile":   {cacheOf{md: md, layers: map[string]v1.Layer{sha: lying{good, []byte(hostile.String())}}}, "acme/a:builder"},
 	} {
 		t.Run(name, func(t *testing.T) {
