@@ -181,14 +181,18 @@ func (h Host) copySBOMs(in inputs) error {
 	if !spec.Has(in.api, spec.PlatformLauncherSBOM) {
 		return nil
 	}
-	for from, to := range map[path]path{"launcher": "launch/buildpacksio_lifecycle/launcher", "lifecycle": "build/buildpacksio_lifecycle"} {
-		for _, ext := range []path{"cdx.json", "spdx.json", "syft.json"} {
-			b, err := h.read(in.launcherSBOM + "/" + from + ".sbom." + ext)
+	layers, err := h.tree(in.layers)
+	if err != nil {
+		return err
+	}
+	for from, to := range map[path]string{"launcher": "launch/buildpacksio_lifecycle/launcher", "lifecycle": "build/buildpacksio_lifecycle"} {
+		for _, ext := range []string{"cdx.json", "spdx.json", "syft.json"} {
+			b, err := h.read(in.launcherSBOM + "/" + from + ".sbom." + path(ext))
 			if errors.Is(err, fs.ErrNotExist) {
 				continue
 			}
 			if err == nil {
-				err = h.write(in.layers+"/sbom/"+to+"/sbom."+ext, b)
+				err = phase.PutSBOM(layers, to+"/sbom."+ext, b)
 			}
 			if err != nil {
 				return fmt.Errorf("SBOM of the %s: %w", from, err)

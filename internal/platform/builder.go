@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -88,13 +89,20 @@ func (p *Platform) builderImage(ctx context.Context, req Request) (string, v1.Im
 
 // trees unpacks layers (bottom first) and returns their trees, topmost first.
 func (p *Platform) trees(ctx context.Context, layers []v1.Layer) ([]string, error) {
-	dirs := make([]string, len(layers))
-	for i, l := range layers {
+	var dirs []string
+	for _, l := range slices.Backward(layers) {
 		dir, err := p.Store.Tree(ctx, l)
 		if err != nil {
 			return nil, err
 		}
-		dirs[len(layers)-1-i] = dir
+		dirs = append(dirs, dir)
+		// The kernel ignores an opaque mark on a lower's root, so what such a
+		// layer hides is left out here.
+		if opaque, err := layer.Opaque(dir); err != nil {
+			return nil, err
+		} else if opaque {
+			break
+		}
 	}
 	return dedupe(dirs), nil
 }

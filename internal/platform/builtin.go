@@ -56,10 +56,13 @@ type Shipped struct {
 	Descriptor  []byte // buildpack.toml
 }
 
+// payloadFormat changes with the files that are laid out around the payload.
+const payloadFormat = "2"
+
 // digest names the payload: a builder made from another one is made again.
 func (p Payload) digest() string {
 	h := sha256.New()
-	for _, b := range [][]byte{p.Launcher, p.Lifecycle, p.Buildpacks, p.Order} {
+	for _, b := range [][]byte{[]byte(payloadFormat), p.Launcher, p.Lifecycle, p.Buildpacks, p.Order} {
 		fmt.Fprintf(h, "%d:", len(b))
 		h.Write(b)
 	}
@@ -98,6 +101,9 @@ func (p Payload) builderFiles() []layer.File {
 	files := []layer.File{
 		dirFile("/cnb", 0), dirFile("/cnb/buildpacks", 0), dirFile("/cnb/build-config", 0), dirFile("/cnb/build-config/env", 0),
 		{Path: "/cnb/buildpacks/kiln", Mode: 0o755, Body: p.Buildpacks},
+		// Our run image has the C libraries that CPython needs, so its layer
+		// leaves them out and a rebase renews them.
+		{Path: "/cnb/build-config/env/BP_CPYTHON_SYSTEM_LIBRARIES", Mode: 0o644, Body: []byte("true")},
 	}
 	for _, s := range p.Shipped {
 		id := path.Join("/cnb/buildpacks", spec.EscapeID(s.ID))

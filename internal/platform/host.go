@@ -96,6 +96,11 @@ func (f HostFacts) mounts(dir string, sources []debian.Source) ([]sandbox.Mount,
 		if err := add("kiln.sources", "/etc/apt/sources.list.d/kiln.sources", aptSources(sources)); err != nil {
 			return nil, err
 		}
+		if conf := aptProxies(sources); conf != "" {
+			if err := add("apt.conf", "/etc/apt/apt.conf.d/99kiln", []byte(conf)); err != nil {
+				return nil, err
+			}
+		}
 	}
 	return mounts, nil
 }
@@ -107,6 +112,21 @@ func aptSources(sources []debian.Source) []byte {
 		fmt.Fprintf(&b, "Types: deb\nURIs: %s\nSuites: %s\nComponents: %s\n\n", s.URI, s.Suite, strings.Join(s.Components, " "))
 	}
 	return []byte(b.String())
+}
+
+// aptProxies is the part of apt's configuration that names proxies.
+func aptProxies(sources []debian.Source) string {
+	conf := map[string]string{}
+	for _, s := range sources {
+		if scheme, _, ok := strings.Cut(s.URI, "://"); ok && s.Proxy != "" {
+			conf[scheme] = s.Proxy
+		}
+	}
+	var b strings.Builder
+	for _, scheme := range sortedKeys(conf) {
+		fmt.Fprintf(&b, "Acquire::%s::Proxy %q;\n", scheme, conf[scheme])
+	}
+	return b.String()
 }
 
 // userEnv is what buildpacks see as user env beyond what the user gave.

@@ -33,6 +33,8 @@ type destinations struct {
 	// names are the image's own, all forms normalised: whatever else is asked
 	// for is a run image.
 	names []string
+	// known are the run image's layers, which were verified when it came here.
+	known image.Known
 }
 
 // openDestinations opens where the image shall go; no output means the store.
@@ -126,7 +128,7 @@ func (d *destinations) Write(ctx context.Context, ref string, img v1.Image) erro
 			err = sameID(img, written)
 		}
 		if err == nil {
-			err = image.Validate(ctx, written, nil)
+			err = image.Validate(ctx, written, d.known)
 		}
 		if err != nil {
 			return fmt.Errorf("read back what was written: %w", err)
@@ -222,16 +224,6 @@ func (s single) Image(ctx context.Context, _ string) (v1.Image, error) {
 // compressed is img with every layer compressed; its ID stays.
 func compressed(ctx context.Context, st *store.Store, img v1.Image) (v1.Image, error) {
 	return image.MapLayers(img, func(l v1.Layer) (v1.Layer, error) { return st.Compressed(ctx, l) })
-}
-
-// trust knows the blobs that a destination had from earlier builds: the run
-// image's, as it is here and as it is sent.
-func (b *build) trust(ctx context.Context, run v1.Image) (image.Known, error) {
-	small, err := compressed(ctx, b.Store, run)
-	if err != nil {
-		return nil, err
-	}
-	return image.KnownFrom(run, small)
 }
 
 // appCache is one app's cache in the store.

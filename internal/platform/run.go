@@ -326,6 +326,10 @@ func newOverlay(dir, name string, lowers []string) (sandbox.Overlay, error) {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return o, err
 		}
+		// The mode of /layers is in every layer's tar: the umask has no say.
+		if err := os.Chmod(d, 0o755); err != nil {
+			return o, err
+		}
 	}
 	return o, nil
 }

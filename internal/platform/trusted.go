@@ -27,13 +27,7 @@ func (b *build) openPlaces(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("run image: %w", err)
 	}
-	var trusted image.Known
-	if len(b.req.Outputs) > 0 {
-		trusted, err = b.trust(ctx, run)
-	} else {
-		trusted, err = image.KnownFrom(run)
-	}
-	if err != nil {
+	if to.known, err = image.KnownFrom(run); err != nil {
 		return fmt.Errorf("run image: %w", err)
 	}
 	key, err := b.cacheKey()
@@ -47,7 +41,7 @@ func (b *build) openPlaces(ctx context.Context) error {
 	}
 	b.undo = append(b.undo, func(context.Context) error { unlock(); return nil })
 	b.places = &lifecycle.Places{
-		Source: to, Target: to, Trusted: trusted, Layers: b.Store,
+		Source: to, Target: to, Layers: b.Store,
 		Cache: appCache{cache, b.Store}, Place: b.placeLayer,
 	}
 	return nil
@@ -92,8 +86,10 @@ func (b *build) adopt(ctx context.Context, rel, diffID string) error {
 	}
 	tree := filepath.Join(b.scratch, "adopt", path.Base(diffID))
 	to := filepath.Join(tree, dirLayers, filepath.FromSlash(rel))
-	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
-		return err
+	for dir := filepath.Dir(to); dir != tree; dir = filepath.Dir(dir) {
+		if err := errors.Join(os.MkdirAll(dir, 0o755), os.Chmod(dir, 0o755)); err != nil {
+			return err
+		}
 	}
 	if err := os.Rename(from, to); err != nil {
 		return err
