@@ -70,7 +70,7 @@ func (b *build) keep(ctx context.Context) error {
 		}
 	}
 	for _, rel := range sortedKeys(made) {
-		if _, below := b.restored.dirs[rel]; below || b.Store.HasTree(made[rel]) {
+		if b.Store.HasTree(made[rel]) {
 			continue
 		}
 		errs = append(errs, b.adopt(ctx, rel, made[rel]))
@@ -83,6 +83,11 @@ func (b *build) adopt(ctx context.Context, rel, diffID string) error {
 	from := filepath.Join(b.layers.Upper, filepath.FromSlash(rel))
 	if fi, err := os.Lstat(from); err != nil || !fi.IsDir() {
 		return nil // a layer that was reused without contents
+	}
+	if _, below := b.restored.dirs[rel]; below {
+		if whole, err := layer.Opaque(from); err != nil || !whole {
+			return err // the old layer shines through: the blob is unpacked next time
+		}
 	}
 	tree := filepath.Join(b.scratch, "adopt", path.Base(diffID))
 	to := filepath.Join(tree, dirLayers, filepath.FromSlash(rel))
