@@ -325,7 +325,6 @@ func TestCloseEndsSteps(t *testing.T) {
 	if _, err := r.Read(make([]byte, 10)); err != nil {
 		t.Fatal(err)
 	}
-	w.Close()
 	other := newFixture(t, Options{})
 	if err := f.w.Close(); err != nil {
 		t.Error(err)
@@ -336,6 +335,7 @@ func TestCloseEndsSteps(t *testing.T) {
 	if err := <-done; err == nil {
 		t.Error("Run returned nil for a step that was killed")
 	}
+	w.Close()
 	if err := f.w.In(f.spec).Run(t.Context(), c); err == nil || !strings.Contains(err.Error(), "worker has ended") {
 		t.Errorf("Run after Close: %v", err)
 	}
