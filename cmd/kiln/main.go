@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"golang.org/x/term"
@@ -142,15 +143,25 @@ func (k *kiln) report(err error) int {
 		}
 		return s
 	}
-	fmt.Fprintf(k.stderr, "%s %s\n", paint("\x1b[31m", "error:"), event.Clean(err.Error()))
+	fmt.Fprintf(k.stderr, "%s %s\n", paint("\x1b[31m", "error:"), cleanLines(err.Error()))
 	hint := spec.HintOf(err)
 	if u := new(sandbox.UnavailableError); errors.As(err, &u) {
 		hint = u.Hint()
 	}
 	if hint != "" {
-		fmt.Fprintf(k.stderr, "%s %s\n", paint("\x1b[36m", "hint:"), event.Clean(hint))
+		fmt.Fprintf(k.stderr, "%s %s\n", paint("\x1b[36m", "hint:"), cleanLines(hint))
 	}
 	return code
+}
+
+// cleanLines makes text that may hold foreign words safe for a terminal, line
+// by line.
+func cleanLines(text string) string {
+	lines := strings.Split(text, "\n")
+	for i, l := range lines {
+		lines[i] = event.Clean(l)
+	}
+	return strings.Join(lines, "\n")
 }
 
 // childExit marks the exit of a command that ran in an image: it already said
