@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,6 +29,42 @@ func probeCaller(args []string) int {
 	err = w.In(spec).Run(ctx, c)
 	fmt.Println("ended", err)
 	return 0
+}
+
+// TestCallerKilledWhileItProbes wants the probe's directory to be gone too, whenever the kill comes.
+func TestCallerKilledWhileItProbes(t *testing.T) {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 15 {
+		dir := t.TempDir()
+		cmd := exec.Command(exe)
+		cmd.Args = []string{probeName, "caller", dir, exe}
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd.Stderr = w // which the worker and its steps have too: when all are gone it is closed
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		w.Close()
+		time.Sleep(time.Duration(i) * 2 * time.Millisecond)
+		cmd.Process.Kill()
+		cmd.Wait()
+		r.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if said, err := io.ReadAll(r); err != nil || len(said) > 0 {
+			t.Errorf("the worker outlives its caller: %q, %v", said, err)
+		}
+		r.Close()
+		if left, err := filepath.Glob(filepath.Join(dir, ".kiln*")); err != nil || len(left) > 0 {
+			t.Errorf("left behind: %q, %v", left, err)
+		}
+		if err := removeAsCaller(dir); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // TestKilledCaller kills the caller, which cannot clean up, and wants nothing to be left of its step.

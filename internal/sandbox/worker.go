@@ -123,13 +123,15 @@ func (w *Worker) spawn() error {
 }
 
 // fork re-executes us in a new user namespace. Nothing is inherited but standard error, for a crash.
+// When we die the worker sees its socket closed, ends the steps and removes what it made; a
+// Pdeathsig would not leave it the time. A terminal's signals must not reach it: hence the session.
 func (w *Worker) fork(socket *os.File, mapped bool) (*child, error) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer null.Close()
-	sys := &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, AmbientCaps: workerCaps, Pdeathsig: syscall.SIGKILL, Setsid: true}
+	sys := &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, AmbientCaps: workerCaps, Setsid: true}
 	if mapped {
 		sys.UidMappings = []syscall.SysProcIDMap{{ContainerID: w.options.UID, HostID: os.Geteuid(), Size: 1}}
 		sys.GidMappings = []syscall.SysProcIDMap{{ContainerID: w.options.GID, HostID: os.Getegid(), Size: 1}}
