@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -52,7 +53,7 @@ func (k *kiln) imagesCommand() *cobra.Command {
 func (k *kiln) listImages(refs []store.Ref, asJSON, all, quiet bool) error {
 	shown := []store.Ref{}
 	for _, r := range refs {
-		if all || !strings.HasPrefix(r.Name, "kiln/") {
+		if all || !ownImage(r.Name) {
 			shown = append(shown, r)
 		}
 	}
@@ -72,6 +73,10 @@ func (k *kiln) listImages(refs []store.Ref, asJSON, all, quiet bool) error {
 	}
 	return w.Flush()
 }
+
+// ownImage says whether an image is one of kiln's own: a base image, the
+// built-in builder, the lifecycle.
+func ownImage(name string) bool { return strings.HasPrefix(name, "kiln/") }
 
 func shortID(id string) string {
 	id = strings.TrimPrefix(id, "sha256:")
@@ -94,11 +99,12 @@ func ago(d time.Duration) string {
 func (k *kiln) rmCommand() *cobra.Command {
 	var keep bool
 	c := &cobra.Command{
-		Use:     "rm IMAGE...",
-		Aliases: []string{"rmi"},
-		Short:   "Remove images from the store, and what only they needed",
-		Example: "  kiln rm my-app my-app:v1",
-		Args:    cobra.MinimumNArgs(1),
+		Use:               "rm IMAGE...",
+		Aliases:           []string{"rmi"},
+		Short:             "Remove images from the store, and what only they needed",
+		Example:           "  kiln rm my-app my-app:v1",
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: k.completeImages,
 		RunE: func(c *cobra.Command, args []string) error {
 			return k.with(c, sinkFlags{quiet: true}, func(ctx context.Context, p *platform.Platform) error {
 				var errs []error
@@ -130,7 +136,8 @@ func (k *kiln) inspectCommand() *cobra.Command {
 		Example: `  kiln inspect my-app
   kiln inspect --config my-app
   kiln inspect oci:./out --json`,
-		Args: cobra.ExactArgs(1),
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: k.completeImage,
 		RunE: func(c *cobra.Command, args []string) error {
 			return k.with(c, sinkFlags{quiet: true}, func(ctx context.Context, p *platform.Platform) error {
 				if manifest {
@@ -180,7 +187,7 @@ func (k *kiln) showImage(info platform.ImageInfo) {
 	row("WorkingDir", "%s", cf.Config.WorkingDir)
 	row("Entrypoint", "%s", strings.Join(cf.Config.Entrypoint, " "))
 	row("Cmd", "%s", strings.Join(cf.Config.Cmd, " "))
-	row("Base", "%s", firstOf(info.Base.Image, info.Base.Reference))
+	row("Base", "%s", cmp.Or(info.Base.Image, info.Base.Reference))
 	if info.Build != nil {
 		k.printf("\nBuildpacks\n")
 		for _, b := range info.Build.Buildpacks {
@@ -199,13 +206,4 @@ func (k *kiln) showImage(info platform.ImageInfo) {
 	for _, l := range info.Layers {
 		k.printf("  %8s  %s  %s\n", event.Bytes(l.Size), shortID(l.DiffID), l.CreatedBy)
 	}
-}
-
-func firstOf(list ...string) string {
-	for _, s := range list {
-		if s != "" {
-			return s
-		}
-	}
-	return ""
 }

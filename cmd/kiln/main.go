@@ -40,10 +40,8 @@ func Main() int {
 	}()
 	k := &kiln{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, environ: os.Environ()}
 	err := k.execute(ctx, os.Args[1:])
-	var sig signalled
-	if err != nil && errors.As(context.Cause(ctx), &sig) {
-		fmt.Fprintf(k.stderr, "kiln: stopped by %v\n", sig)
-		return 128 + int(sig.Signal)
+	if sig := (signalled{}); err != nil && errors.As(context.Cause(ctx), &sig) {
+		err = sig
 	}
 	return k.report(err)
 }
@@ -51,13 +49,16 @@ func Main() int {
 // signalled is why a context was cancelled.
 type signalled struct{ syscall.Signal }
 
-func (s signalled) Error() string { return s.String() }
+func (s signalled) Error() string { return "stopped by " + s.String() }
 
 // kiln is the program's connection to the world.
 type kiln struct {
 	stdin          *os.File
 	stdout, stderr *os.File
 	environ        []string
+	// failures takes the error event of a command that prints JSON lines; nil
+	// for other commands.
+	failures event.Sink
 }
 
 // Exit codes of kiln's own, beside those of the lifecycle's phases (package
@@ -70,7 +71,7 @@ const (
 	exitUnauthorized = 5   // a registry refused
 	exitSandbox      = 6   // no way to isolate foreign code on this host
 	exitDiskFull     = 7   // no space, or quota
-	exitNetwork      = 8   // a registry or mirror could not be reached
+	exitNetwork      = 8   // a registry or mirror could not be reached, or answered 429 or 5xx
 	exitSignal       = 128 // plus the signal's number
 )
 
@@ -83,11 +84,11 @@ var exitCodes = []struct {
 	{exitFailure, "a failure without a code of its own"},
 	{exitUsage, "unknown command or flag"},
 	{exitInvalid, "an argument or an input file that cannot be used"},
-	{exitNotFound, "no such image"},
+	{exitNotFound, "no such image or repository"},
 	{exitUnauthorized, "a registry refused access"},
 	{exitSandbox, "this host gives no way to isolate the build; kiln doctor says why"},
 	{exitDiskFull, "no space left on the disk, or over quota"},
-	{exitNetwork, "a registry or mirror could not be reached"},
+	{exitNetwork, "a registry or mirror could not be reached, or asked to come back later"},
 	{spec.ExitPlatformAPI, "platform API not supported"},
 	{spec.ExitBuildpackAPI, "a buildpack's API is not supported"},
 	{spec.ExitDetectFail, "no group of buildpacks fits the app"},
@@ -105,11 +106,13 @@ var exitCodes = []struct {
 // exitCode is the one place where an error becomes a number.
 func exitCode(err error) int {
 	var run *sandbox.ExitError
-	var usage usageError
+	var sig signalled
 	switch {
 	case err == nil:
 		return 0
-	case errors.As(err, &usage):
+	case errors.As(err, &sig):
+		return exitSignal + int(sig.Signal)
+	case errors.As(err, new(usageError)):
 		return exitUsage
 	case errors.As(err, &run) && !errors.As(err, new(*spec.ExitError)):
 		if run.Signal != 0 {
@@ -124,17 +127,25 @@ func exitCode(err error) int {
 		return exitUnauthorized
 	case errors.Is(err, image.ErrNotFound):
 		return exitNotFound
-	case isUnreachable(err):
+	case errors.Is(err, image.ErrUnavailable), isUnreachable(err):
 		return exitNetwork
 	}
 	return spec.ExitCode(err, exitFailure)
 }
 
-// report prints err and its hint, and returns the exit code.
+// report says err and its hint, to people on stderr and to programs that read
+// events on stdout, and returns the exit code.
 func (k *kiln) report(err error) int {
 	code := exitCode(err)
 	if err == nil || errors.As(err, new(childExit)) {
 		return code
+	}
+	hint := spec.HintOf(err)
+	if u := new(sandbox.UnavailableError); errors.As(err, &u) {
+		hint = u.Hint()
+	}
+	if k.failures != nil {
+		k.failures.Emit(event.Failed{Message: err.Error(), Hint: hint, ExitCode: code})
 	}
 	style := k.style(k.stderr, event.Style{})
 	paint := func(color, s string) string {
@@ -144,10 +155,6 @@ func (k *kiln) report(err error) int {
 		return s
 	}
 	fmt.Fprintf(k.stderr, "%s %s\n", paint("\x1b[31m", "error:"), cleanLines(err.Error()))
-	hint := spec.HintOf(err)
-	if u := new(sandbox.UnavailableError); errors.As(err, &u) {
-		hint = u.Hint()
-	}
 	if hint != "" {
 		fmt.Fprintf(k.stderr, "%s %s\n", paint("\x1b[36m", "hint:"), cleanLines(hint))
 	}
@@ -187,19 +194,12 @@ func (k *kiln) style(w io.Writer, s event.Style) event.Style {
 	return s
 }
 
-// lookup finds a variable of the environment.
+// lookup finds a variable of the environment; of several the last counts.
 func (k *kiln) lookup(name string) (string, bool) {
 	for i := len(k.environ) - 1; i >= 0; i-- {
-		if v, ok := cutName(k.environ[i], name); ok {
+		if v, ok := strings.CutPrefix(k.environ[i], name+"="); ok {
 			return v, true
 		}
-	}
-	return "", false
-}
-
-func cutName(kv, name string) (string, bool) {
-	if len(kv) > len(name) && kv[:len(name)] == name && kv[len(name)] == '=' {
-		return kv[len(name)+1:], true
 	}
 	return "", false
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -30,6 +31,33 @@ var payload embed.FS
 
 // execute runs one command line.
 func (k *kiln) execute(ctx context.Context, args []string) error {
+	root := k.command()
+	// What fails before a command's own code runs is about the command line.
+	understood := false
+	eachCommand(root, func(c *cobra.Command) {
+		if run := c.RunE; run != nil {
+			c.RunE = func(c *cobra.Command, args []string) error {
+				understood = true
+				return run(c, args)
+			}
+		}
+	})
+	root.SetArgs(args)
+	c, err := root.ExecuteContextC(ctx)
+	if c.Flags().Lookup("timestamps") != nil && (c.Flags().Changed("json") || slices.Contains(args, "--json")) {
+		k.failures = event.NewJSON(k.stdout)
+	}
+	if err == nil || understood {
+		return err
+	}
+	if spec.HintOf(err) == "" {
+		err = spec.WithHint(err, "%s --help says more", c.CommandPath())
+	}
+	return usageError{err}
+}
+
+// command is the tree of commands.
+func (k *kiln) command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "kiln",
 		Short: "Build OCI images from source with Cloud Native Buildpacks: no Docker, no daemon, no root",
@@ -41,22 +69,32 @@ func (k *kiln) execute(ctx context.Context, args []string) error {
 		Version:       spec.Version,
 		Args:          cobra.NoArgs,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
+		// Shell completion is there, but no news in each help text.
+		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
 	root.SetOut(k.stdout)
 	root.SetErr(k.stderr)
-	root.SetArgs(args)
 	root.SetVersionTemplate("kiln {{.Version}}\n")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return usageError{spec.WithHint(err, "%s --help lists the flags", c.CommandPath())}
+		return spec.WithHint(err, "%s --help lists the flags", c.CommandPath())
 	})
-	root.PersistentFlags().String("store", "", "`directory` of the image store (default $KILN_STORE, else kiln in $XDG_DATA_HOME)")
+	root.PersistentFlags().String("store", "", "`directory` of the image store (default: $KILN_STORE, else kiln in $XDG_DATA_HOME)")
 	root.AddCommand(k.buildCommand(), k.runCommand(), k.imagesCommand(), k.inspectCommand(), k.rmCommand(),
 		k.baseCommand(), k.storeCommand(), k.doctorCommand(), k.versionCommand(), exitCodesHelp())
-	err := root.ExecuteContext(ctx)
-	if err != nil && (strings.HasPrefix(err.Error(), "unknown command") || strings.Contains(err.Error(), "arg(s)")) {
-		return usageError{spec.WithHint(err, "kiln --help lists the commands, kiln COMMAND --help their arguments")}
+	return root
+}
+
+// group is a command that only has others below it.
+func group(use, short string) *cobra.Command {
+	return &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs, RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
+}
+
+// eachCommand visits c and the commands below it.
+func eachCommand(c *cobra.Command, visit func(*cobra.Command)) {
+	visit(c)
+	for _, sub := range c.Commands() {
+		eachCommand(sub, visit)
 	}
-	return err
 }
 
 // exitCodesHelp is a help topic: a command that only has a text.
@@ -82,7 +120,7 @@ func (k *kiln) storeDir(c *cobra.Command) (string, error) {
 		} else if home, _ := k.lookup("HOME"); home != "" {
 			dir = filepath.Join(home, ".local", "share", "kiln")
 		} else {
-			return "", spec.Exit(exitInvalid, spec.WithHint(errors.New("there is no HOME to keep images in"), "set KILN_STORE or --store to a directory of yours"))
+			return "", spec.Exit(exitInvalid, spec.WithHint(errors.New("there is no HOME to keep images in"), "name a directory of yours with --store, or set KILN_STORE"))
 		}
 	}
 	return filepath.Abs(dir)
@@ -147,13 +185,26 @@ func (f *sinkFlags) add(c *cobra.Command) {
 }
 
 // sink renders events on stdout: text for people, JSON lines for programs.
+// Errors are said by report, at the end.
 func (k *kiln) sink(f sinkFlags) event.Sink {
 	if f.json {
 		return event.NewJSON(k.stdout)
 	}
 	style := k.style(k.stdout, event.Style{Verbose: f.verbose, Quiet: f.quiet, Timestamps: f.timestamps})
 	style.Color = style.Color && !f.noColor
-	return event.NewText(k.stdout, style)
+	out := event.NewText(k.stdout, style)
+	if !f.quiet {
+		return out
+	}
+	// Who asks for the image's ID alone gets nothing else on stdout.
+	problems := event.NewText(k.stderr, event.Style{Quiet: true, Timestamps: f.timestamps})
+	return event.Func(func(e event.Event) {
+		if _, ok := e.(event.Message); ok {
+			problems.Emit(e)
+			return
+		}
+		out.Emit(e)
+	})
 }
 
 func (k *kiln) versionCommand() *cobra.Command {

@@ -13,9 +13,14 @@ import (
 	"github.com/kilnbuild/kiln/internal/sandbox"
 )
 
+// runOptions are the flags of kiln run as they were typed.
+type runOptions struct {
+	req                           platform.RunRequest
+	env, envFiles, volumes, ports []string
+}
+
 func (k *kiln) runCommand() *cobra.Command {
-	var req platform.RunRequest
-	var env, envFiles, volumes, ports []string
+	var o runOptions
 	c := &cobra.Command{
 		Use:   "run IMAGE [ARG...] [-- COMMAND...]",
 		Short: "Run an image in a sandbox, or a command in it",
@@ -30,47 +35,55 @@ and sets PORT=5000. The exit code is that of the command.`,
   kiln run --entrypoint worker my-app`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			req.Image = args[0]
-			req.Args = args[1:]
-			// Flags end at the image, so the first "--" after it is ours.
-			if dash := slices.Index(req.Args, "--"); dash >= 0 {
-				req.Args, req.Command = req.Args[:dash], req.Args[dash+1:]
-			}
-			var err error
-			if req.Env, err = buildEnv(k, env, envFiles); err != nil {
+			req, err := o.request(k, args)
+			if err != nil {
 				return err
 			}
-			for _, v := range volumes {
-				volume, err := platform.ParseVolume(v)
-				if err != nil {
-					return err
-				}
-				req.Volumes = append(req.Volumes, volume)
-			}
-			for _, p := range ports {
-				port, err := platform.ParsePort(p)
-				if err != nil {
-					return err
-				}
-				req.Ports = append(req.Ports, port)
-			}
-			req.Stdin, req.Stdout, req.Stderr = k.stdin, k.stdout, k.stderr
 			return k.run(c, req)
 		},
+		ValidArgsFunction: k.completeImage,
 	}
-	f := c.Flags()
+	o.flags(c)
+	complete(c, "network", networks...)
+	complete(c, "isolation", tiers...)
+	return c
+}
+
+func (o *runOptions) flags(c *cobra.Command) {
+	f, req := c.Flags(), &o.req
+	// Flags end at the image: what follows is the app's.
 	f.SetInterspersed(false)
-	f.StringArrayVarP(&ports, "publish", "p", nil, "port of the app on this host: `[address:]port[:app-port]`")
+	f.StringArrayVarP(&o.ports, "publish", "p", nil, "port of the app on this host: `[address:]port[:app-port]`")
 	f.StringVar(&req.Entrypoint, "entrypoint", "", "process `type` or absolute path to start")
-	f.StringArrayVarP(&env, "env", "e", nil, "variable, `NAME=VALUE`, or NAME to take it from here")
-	f.StringArrayVar(&envFiles, "env-file", nil, "`file` of variables, one NAME=VALUE a line")
+	f.StringArrayVarP(&o.env, "env", "e", nil, "variable, `NAME=VALUE`, or NAME to take it from here")
+	f.StringArrayVar(&o.envFiles, "env-file", nil, "`file` of variables, one NAME=VALUE a line")
 	f.StringVarP(&req.User, "user", "u", "", "`user[:group]` to run as, by name or id (default: the image's)")
 	f.StringVarP(&req.WorkDir, "workdir", "w", "", "working `directory` (default: the image's)")
-	f.StringArrayVar(&volumes, "volume", nil, "mount `source:target[:ro|rw]`")
+	f.StringArrayVar(&o.volumes, "volume", nil, "mount `source:target[:ro|rw]`")
 	f.StringVar(&req.Network, "network", "host", "`host` or none")
 	f.StringVar(&req.Isolation, "isolation", "", "sandbox `tier` to use or fail: 1, 1s, 2, 3 (default: the best there is)")
 	f.StringArrayVar(&req.Insecure, "insecure-registry", nil, "`registry` to speak plain HTTP with")
-	return c
+}
+
+// request is what was asked for, as values: IMAGE [ARG...] [-- COMMAND...].
+func (o *runOptions) request(k *kiln, args []string) (platform.RunRequest, error) {
+	req := o.req
+	req.Image, req.Args = args[0], args[1:]
+	if dash := slices.Index(req.Args, "--"); dash >= 0 {
+		req.Args, req.Command = req.Args[:dash], req.Args[dash+1:]
+	}
+	var err error
+	if req.Env, err = k.environment(o.env, o.envFiles); err != nil {
+		return req, err
+	}
+	if req.Volumes, err = parseAll(o.volumes, platform.ParseVolume); err != nil {
+		return req, err
+	}
+	if req.Ports, err = parseAll(o.ports, platform.ParsePort); err != nil {
+		return req, err
+	}
+	req.Stdin, req.Stdout, req.Stderr = k.stdin, k.stdout, k.stderr
+	return req, nil
 }
 
 // run keeps stdout for the app: what kiln has to say goes to stderr.

@@ -11,7 +11,7 @@ import (
 )
 
 func (k *kiln) storeCommand() *cobra.Command {
-	c := &cobra.Command{Use: "store", Short: "Look after the image store"}
+	c := group("store", "Look after the image store")
 	c.AddCommand(k.storeCheckCommand(), k.storeGCCommand(), k.storePathCommand())
 	return c
 }
@@ -85,7 +85,7 @@ func (k *kiln) storePathCommand() *cobra.Command {
 }
 
 func (k *kiln) baseCommand() *cobra.Command {
-	c := &cobra.Command{Use: "base", Short: "Make base images from Debian packages"}
+	c := group("base", "Make base images from Debian packages")
 	c.AddCommand(k.baseCreateCommand())
 	return c
 }
@@ -118,7 +118,7 @@ the same bytes again.`,
 					}
 					req.Recipe.Lock = &lock
 				}
-				return k.baseCreate(ctx, p, req, writeLock)
+				return k.baseCreate(ctx, p, req, show, writeLock)
 			})
 		},
 	}
@@ -137,7 +137,7 @@ the same bytes again.`,
 	return c
 }
 
-func (k *kiln) baseCreate(ctx context.Context, p *platform.Platform, req platform.BaseRequest, writeLock string) error {
+func (k *kiln) baseCreate(ctx context.Context, p *platform.Platform, req platform.BaseRequest, show sinkFlags, writeLock string) error {
 	img, lock, err := p.CreateBase(ctx, req)
 	if err != nil {
 		return err
@@ -151,6 +151,13 @@ func (k *kiln) baseCreate(ctx context.Context, p *platform.Platform, req platfor
 	if err != nil {
 		return err
 	}
-	k.printf("%s %s, %d packages\n", req.Name, id, len(lock.Packages))
+	p.Events.Emit(event.ImageWritten{Name: req.Name, ID: id.String()})
+	switch {
+	case show.json:
+	case show.quiet:
+		k.printf("%s\n", id)
+	default:
+		k.printf("%s %s, %d packages\n", req.Name, id, len(lock.Packages))
+	}
 	return nil
 }

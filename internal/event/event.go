@@ -148,6 +148,14 @@ type PhaseTime struct {
 	Elapsed time.Duration `json:"elapsed"`
 }
 
+// Failed is the last event of a command that did not go well. The same is
+// said on standard error, for people.
+type Failed struct {
+	Message  string `json:"message"`
+	Hint     string `json:"hint,omitempty"`
+	ExitCode int    `json:"exitCode"`
+}
+
 // Isolation records the sandbox tier that foreign steps ran in.
 type Isolation struct {
 	Tier   string `json:"tier"`
@@ -186,6 +194,9 @@ func (ImageWritten) Kind() string { return "image-written" }
 
 // Kind implements Event.
 func (Built) Kind() string { return "built" }
+
+// Kind implements Event.
+func (Failed) Kind() string { return "error" }
 
 // Kind implements Event.
 func (Isolation) Kind() string { return "isolation" }

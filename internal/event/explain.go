@@ -107,7 +107,7 @@ func distinct(misses []miss) []miss {
 	return slices.DeleteFunc(misses, func(m miss) bool {
 		var key strings.Builder
 		for _, r := range m.blockers {
-			fmt.Fprintf(&key, "%q %q\n", r.Buildpack, r.Reason)
+			fmt.Fprintf(&key, "%q %q %q\n", r.Buildpack, r.Result, r.Reason)
 		}
 		if m.Plan != "" || len(m.blockers) == 0 {
 			fmt.Fprintf(&key, "plan %q %q", m.Plan, m.members())

@@ -24,6 +24,7 @@ func TestJSONRoundTrip(t *testing.T) {
 		BuildpackFinished{Buildpack: "a@1", Op: "build", ExitCode: 3},
 		Built{Names: []string{"hello"}, ID: "sha256:2", Size: 9, Reused: 1, New: 2, Phases: []PhaseTime{{Phase: "build", Elapsed: 5}}, Elapsed: 6},
 		Isolation{Tier: "1"},
+		Failed{Message: "no", Hint: "try again", ExitCode: 3},
 	}
 	if len(want) != len(decoders) {
 		t.Fatalf("the test covers %d kinds, the package has %d", len(want), len(decoders))
