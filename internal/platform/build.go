@@ -73,6 +73,7 @@ type build struct {
 	work     sandbox.Overlay // /workspace
 	mounts   []sandbox.Mount
 	worker   *sandbox.Worker
+	copies   bool // overlay is not to be had
 	places   *lifecycle.Places
 	restored lowers
 	tally    *tally
@@ -129,10 +130,11 @@ func (p *Platform) prepare(ctx context.Context, req Request) (b *build, err erro
 		return b, err
 	}
 	b.places.AppDiffID = b.app.DiffID
-	b.worker, err = p.startWorker(ctx, b.req.Isolation, b.root.UID, b.root.GID, b.scratch)
+	worker, report, err := p.startWorker(ctx, b.req.Isolation, b.root.UID, b.root.GID, b.scratch)
 	if err != nil {
 		return b, err
 	}
+	b.worker, b.copies = worker, report.Copies
 	b.undo = append(b.undo, func(context.Context) error { return b.worker.Close() })
 	return b, nil
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -29,12 +30,15 @@ type place interface {
 type destinations struct {
 	platform *Platform
 	insecure []string
-	places   []place
+	outputs  []*output
 	// names are the image's own, all forms normalised: whatever else is asked
 	// for is a run image.
 	names []string
-	// known are the run image's layers, which were verified when it came here.
-	known image.Known
+	// run is what the app is put on.
+	run v1.Image
+	// writing says that the export has begun: what is read from now on is what
+	// was written, not what was there before.
+	writing atomic.Bool
 }
 
 // openDestinations opens where the image shall go; no output means the store.
@@ -56,7 +60,7 @@ func (b *build) openDestinations() (*destinations, error) {
 		if err != nil {
 			return nil, err
 		}
-		d.places = append(d.places, p)
+		d.outputs = append(d.outputs, newOutput(p, o))
 	}
 	return d, nil
 }
@@ -83,15 +87,20 @@ func (b *build) openDestination(o Destination) (place, error) {
 
 // Image implements image.Source.
 func (d *destinations) Image(ctx context.Context, ref string) (v1.Image, error) {
-	if d.own(ref) {
-		img, err := d.places[0].Image(ctx, ref)
-		if err != nil && !errors.Is(err, image.ErrUnauthorized) && ctx.Err() == nil {
-			// A previous image that cannot be read is no previous image.
-			return nil, fmt.Errorf("%w: %w", image.ErrNotFound, err)
-		}
+	if !d.own(ref) {
+		return d.platform.open(ctx, ref, d.insecure)
+	}
+	img, err := d.outputs[0].Image(ctx, ref)
+	if err == nil || d.writing.Load() || ctx.Err() != nil {
 		return img, err
 	}
-	return d.platform.open(ctx, ref, d.insecure)
+	for _, stop := range []error{image.ErrNotFound, image.ErrUnauthorized, image.ErrUnavailable} {
+		if errors.Is(err, stop) {
+			return nil, err
+		}
+	}
+	d.platform.warn("the previous image is not used: %v", err)
+	return nil, fmt.Errorf("%w: %w", image.ErrNotFound, err)
 }
 
 // own says whether ref is the image itself, by tag or digest.
@@ -113,38 +122,30 @@ func repository(full string) string {
 	return full
 }
 
-// Write implements image.Target. With more than one place each image is read
-// back and validated here; with one, the export does it.
+// Write implements image.Target. In each place the image is read back and
+// validated. A place that fails keeps no other from being written to; the error
+// says which were.
 func (d *destinations) Write(ctx context.Context, ref string, img v1.Image) error {
-	for _, p := range d.places {
-		if err := p.Write(ctx, ref, img); err != nil {
-			return err
+	d.writing.Store(true)
+	var errs []error
+	var done []string
+	for _, o := range d.outputs {
+		err := o.deliver(ctx, d, ref, img)
+		if err == nil {
+			done = append(done, o.String())
+			continue
 		}
-		if len(d.places) == 1 {
+		if len(d.outputs) > 1 {
+			err = fmt.Errorf("to %s: %w", o, err)
+		}
+		errs = append(errs, err)
+		if ctx.Err() != nil {
 			break
 		}
-		written, err := p.Image(ctx, ref)
-		if err == nil {
-			err = sameID(img, written)
-		}
-		if err == nil {
-			err = image.Validate(ctx, written, d.known)
-		}
-		if err != nil {
-			return fmt.Errorf("read back what was written: %w", err)
-		}
 	}
-	return nil
-}
-
-func sameID(a, b v1.Image) error {
-	want, err := a.ConfigName()
-	if err != nil {
-		return err
-	}
-	got, err := b.ConfigName()
-	if err == nil && got != want {
-		err = fmt.Errorf("%w: it has the image ID %s, not %s", image.ErrInvalid, got, want)
+	err := errors.Join(errs...)
+	if err != nil && len(done) > 0 {
+		return fmt.Errorf("%w; it was written to %s", err, strings.Join(done, " and "))
 	}
 	return err
 }
@@ -164,8 +165,8 @@ func (d *destinations) CheckWrite(ctx context.Context, ref string) error {
 }
 
 func (d *destinations) check(ask func(image.AccessChecker) error) error {
-	for _, p := range d.places {
-		if c, ok := p.(image.AccessChecker); ok {
+	for _, o := range d.outputs {
+		if c, ok := o.place.(image.AccessChecker); ok {
 			if err := ask(c); err != nil {
 				return err
 			}

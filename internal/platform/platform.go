@@ -71,7 +71,7 @@ func (p *Platform) open(ctx context.Context, ref string, insecure []string) (v1.
 	}
 	remote, err := reg.Image(ctx, ref)
 	if errors.Is(err, image.ErrNotFound) {
-		return nil, badInput(fmt.Errorf("image %s is neither in the store nor in its registry", ref), "kiln images lists the store; oci:DIR, oci-archive:FILE and docker-archive:FILE are read too")
+		return nil, spec.WithHint(nowhere{ref}, "kiln images lists the store; oci:DIR, oci-archive:FILE and docker-archive:FILE are read too")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("image %s is not in the store: %w", ref, err)
@@ -83,25 +83,36 @@ func (p *Platform) open(ctx context.Context, ref string, insecure []string) (v1.
 	return p.Store.Image(ctx, ref)
 }
 
+// nowhere is an image that is in no place where it was looked for.
+type nowhere struct{ ref string }
+
+func (n nowhere) Error() string {
+	return fmt.Sprintf("image %s is neither in the store nor in its registry", n.ref)
+}
+func (n nowhere) Unwrap() error { return image.ErrNotFound }
+
 // startWorker makes the user namespace that foreign steps run in. A tier that
 // the user pinned is given or refused.
-func (p *Platform) startWorker(ctx context.Context, tier string, uid, gid int, scratch string) (*sandbox.Worker, error) {
+func (p *Platform) startWorker(ctx context.Context, tier string, uid, gid int, scratch string) (*sandbox.Worker, sandbox.Report, error) {
 	w, report, err := sandbox.Start(ctx, sandbox.Options{
 		Tier: sandbox.Tier(tier), UID: uid, GID: gid, Executable: p.Executable,
 		Copy: func(ctx context.Context, dst string, o sandbox.Overlay) error {
-			return layer.Copy(ctx, dst, layer.Stack{Lowers: o.Lowers})
+			return layer.Copy(ctx, dst, layer.Stack{Upper: o.Upper, Lowers: o.Lowers})
 		},
 		Scratch: []string{scratch},
 	})
 	if err != nil {
-		return nil, err
+		return nil, report, err
 	}
 	detail := ""
 	if report.Tier != sandbox.Tier1 && tier == "" {
 		detail = report.Detail
 	}
+	for _, warning := range report.Warnings {
+		p.warn("%s", warning)
+	}
 	p.Events.Emit(event.Isolation{Tier: string(report.Tier), Detail: detail})
-	return w, nil
+	return w, report, nil
 }
 
 // ImageInfo is what `kiln inspect` tells of an image.

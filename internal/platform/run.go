@@ -107,7 +107,7 @@ func (p *Platform) Run(ctx context.Context, req RunRequest) (err error) {
 	if err != nil {
 		return err
 	}
-	worker, err := p.startWorker(ctx, req.Isolation, user.uid, user.gid, scratch.Dir)
+	worker, _, err := p.startWorker(ctx, req.Isolation, user.uid, user.gid, scratch.Dir)
 	if err != nil {
 		return err
 	}

@@ -10,7 +10,6 @@ import (
 	"sync"
 
 	"github.com/kilnbuild/kiln/internal/event"
-	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/lifecycle"
 	"github.com/kilnbuild/kiln/internal/phase"
@@ -27,9 +26,7 @@ func (b *build) openPlaces(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("run image: %w", err)
 	}
-	if to.known, err = image.KnownFrom(run); err != nil {
-		return fmt.Errorf("run image: %w", err)
-	}
+	to.run = run
 	key, err := b.cacheKey()
 	if err != nil {
 		return err
@@ -41,7 +38,7 @@ func (b *build) openPlaces(ctx context.Context) error {
 	}
 	b.undo = append(b.undo, func(context.Context) error { unlock(); return nil })
 	b.places = &lifecycle.Places{
-		Source: to, Target: to, Layers: b.Store,
+		Source: to, Target: to, Trusted: to.outputs[0].vouches, Layers: b.Store,
 		Cache: appCache{cache, b.Store}, Place: b.placeLayer,
 	}
 	return nil
