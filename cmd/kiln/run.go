@@ -22,8 +22,9 @@ type runOptions struct {
 func (k *kiln) runCommand() *cobra.Command {
 	var o runOptions
 	c := &cobra.Command{
-		Use:   "run IMAGE [ARG...] [-- COMMAND...]",
-		Short: "Run an image in a sandbox, or a command in it",
+		Use:                   "run [flags] IMAGE [ARG...] [-- COMMAND...]",
+		DisableFlagsInUseLine: true,
+		Short:                 "Run an image in a sandbox, or a command in it",
 		Long: `Run an image in a sandbox, without Docker or root, and clean up after it.
 
 ARGs go to the image's entrypoint. A COMMAND after -- runs instead of it, with
@@ -60,7 +61,7 @@ func (o *runOptions) flags(c *cobra.Command) {
 	f.StringVarP(&req.User, "user", "u", "", "`user[:group]` to run as, by name or id (default: the image's)")
 	f.StringVarP(&req.WorkDir, "workdir", "w", "", "working `directory` (default: the image's)")
 	f.StringArrayVar(&o.volumes, "volume", nil, "mount `source:target[:ro|rw]`")
-	f.StringVar(&req.Network, "network", "host", "`host` or none")
+	f.StringVar(&req.Network, "network", "host", "network `mode`: host or none")
 	f.StringVar(&req.Isolation, "isolation", "", "sandbox `tier` to use or fail: 1, 1s, 2, 3 (default: the best there is)")
 	f.StringArrayVar(&req.Insecure, "insecure-registry", nil, "`registry` to speak plain HTTP with")
 }

@@ -1,0 +1,38 @@
+package lifecycle
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/kilnbuild/kiln/internal/spec"
+)
+
+const manualHead = "# The lifecycle's commands\n\n<!-- Made by go test ./internal/lifecycle -update from the table that is also the parser. -->\n\n" +
+	"kiln's lifecycle is one static binary that answers to the names of the specification's commands; it stands at\n" +
+	"`/cnb/lifecycle` in every build that kiln runs, over whatever lifecycle the builder brought. This is every input\n" +
+	"of every command. A flag beats its variable, which beats the default.\n\n"
+
+// docs/lifecycle.md is the table of inputs, for people.
+func TestDocs(t *testing.T) {
+	var b strings.Builder
+	b.WriteString(manualHead)
+	fmt.Fprintf(&b, "Platform APIs: %s. Buildpack APIs: %s.\n\n", strings.Join(spec.PlatformAPIs, ", "), strings.Join(spec.BuildpackAPIs, ", "))
+	b.WriteString(Markdown())
+	const file = "../../docs/lifecycle.md"
+	if *update {
+		if err := os.WriteFile(file, []byte(b.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatalf("%v: go test ./internal/lifecycle -update makes it", err)
+	}
+	if diff := cmp.Diff(string(want), b.String()); diff != "" {
+		t.Errorf("%s is stale; if the change is meant, run go test ./internal/lifecycle -update\n%s", file, diff)
+	}
+}
