@@ -11,6 +11,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/spec"
@@ -39,13 +40,25 @@ const memoApp = "app"
 // read at all.
 func (p *Platform) snapshot(ctx context.Context, source string, sel selection, scratch string) (app, error) {
 	fail := func(err error) (app, error) { return app{}, sourceError(source, err) }
+	own, err := ownPlace(source, p.Store.Dir())
+	if err != nil {
+		return app{}, err
+	}
 	var bad error
+	told := false
 	skip := func(rel string, dir bool) bool {
 		if sel.skips(rel, dir) {
 			return true
 		}
+		if own != "" && rel == own {
+			if !told {
+				told = true
+				p.info("%s is kiln's own store: it is left out of the app", rel)
+			}
+			return true
+		}
 		if base := path.Base(rel); strings.HasPrefix(base, ".wh.") && bad == nil {
-			bad = spec.WithHint(fmt.Errorf("%s: a name that begins with .wh. means a deleted file in an image layer", rel), "rename it, or exclude it in project.toml")
+			bad = badInput(fmt.Errorf("%q: a name that begins with .wh. means a deleted file in an image layer", rel), "rename it, or exclude it in project.toml")
 		}
 		return false
 	}
@@ -97,22 +110,11 @@ func (p *Platform) snapshot(ctx context.Context, source string, sel selection, s
 
 func sourceError(source string, err error) error {
 	err = fmt.Errorf("source %s: %w", source, err)
-	if errors.Is(err, fs.ErrPermission) {
-		return spec.WithHint(err, "make it readable, or exclude it in project.toml")
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return badInput(err, "make it readable, or exclude it in project.toml")
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return spec.WithHint(err, "the copy of the source needs room beside the images: free some there, or keep the store elsewhere with --store")
 	}
 	return err
-}
-
-// checkSource says early what is wrong with the source directory.
-func checkSource(source string) error {
-	fi, err := os.Stat(source)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return badInput(fmt.Errorf("source %s does not exist", source), "name the folder of your app with --path")
-	case err != nil:
-		return sourceError(source, err)
-	case !fi.IsDir():
-		return badInput(fmt.Errorf("source %s is not a folder", source), "name the folder of your app with --path")
-	}
-	return nil
 }

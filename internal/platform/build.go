@@ -139,7 +139,8 @@ func (p *Platform) prepare(ctx context.Context, req Request) (b *build, err erro
 	return b, nil
 }
 
-// checkNames holds every name of the image against the rules of references.
+// checkNames holds every name of the image against the rules of references, and
+// looks at what else the request says of this host.
 func (b *build) checkNames() error {
 	for _, n := range append([]string{b.req.Image}, b.req.Tags...) {
 		name, err := ParseImageName(n)
@@ -150,12 +151,12 @@ func (b *build) checkNames() error {
 			return badInput(fmt.Errorf("image name %q: names that begin with kiln/ are kiln's own", n), "choose another name")
 		}
 	}
-	switch b.req.Network {
-	case "", sandbox.HostNetwork, sandbox.NoNetwork:
-	default:
-		return badInput(fmt.Errorf("network %q is not known", b.req.Network), "use host or none")
+	for _, o := range b.req.Outputs {
+		if err := o.check(); err != nil {
+			return err
+		}
 	}
-	return nil
+	return checkSandbox(b.req.Network, b.req.Isolation, b.req.Volumes)
 }
 
 // checkInputs refuses an output that would overwrite what the build is made

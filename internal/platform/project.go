@@ -41,7 +41,11 @@ func readProject(req Request) (spec.Project, error) {
 		return spec.Project{}, nil
 	}
 	if err != nil {
-		return spec.Project{}, badInput(fmt.Errorf("project descriptor: %w", err), "name the file with --descriptor FILE, or leave the flag out")
+		hint := "make it readable, or take it out of the app"
+		if named {
+			hint = "name the file with --descriptor FILE, or leave the flag out"
+		}
+		return spec.Project{}, badInput(fmt.Errorf("project descriptor: %w", err), hint)
 	}
 	project, err := spec.ReadProject(content, path)
 	if err != nil {

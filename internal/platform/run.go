@@ -77,6 +77,12 @@ func ParsePort(s string) (Port, error) {
 // The network is the host's, as for a process that the user starts: the app
 // listens on the host's own ports, and Port adds another number for one.
 func (p *Platform) Run(ctx context.Context, req RunRequest) (err error) {
+	if err := checkSandbox(req.Network, req.Isolation, req.Volumes); err != nil {
+		return err
+	}
+	if req.WorkDir != "" && !path.IsAbs(req.WorkDir) {
+		return badInput(fmt.Errorf("working directory %q is not absolute", req.WorkDir), "name it from the image's root, for example /workspace")
+	}
 	img, err := p.open(ctx, req.Image, req.Insecure)
 	if err != nil {
 		return err
@@ -96,7 +102,10 @@ func (p *Platform) Run(ctx context.Context, req RunRequest) (err error) {
 	root := layer.Stack{Lowers: lowers}
 	user, err := findUser(root, firstOf(req.User, cf.Config.User))
 	if err != nil {
-		return fmt.Errorf("image %s: %w", req.Image, err)
+		return badInput(fmt.Errorf("image %s: %w", req.Image, err), "name one of its users, or a number, with --user")
+	}
+	if err := hasProcess(root, req.Entrypoint); err != nil {
+		return err
 	}
 	scratch, err := p.Store.Run(ctx)
 	if err != nil {
@@ -158,6 +167,26 @@ func commandLine(req RunRequest, config v1.Config) []string {
 		return append(entry[:len(entry):len(entry)], req.Args...)
 	}
 	return append(entry[:len(entry):len(entry)], config.Cmd...)
+}
+
+// hasProcess says whether the image has the process that is asked for.
+func hasProcess(root layer.Stack, entrypoint string) error {
+	if entrypoint == "" || strings.HasPrefix(entrypoint, "/") {
+		return nil
+	}
+	const dir = "cnb/process"
+	if _, err := root.Lstat(path.Join(dir, entrypoint)); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	hint := "the image has no processes: name a program by its absolute path"
+	if entries, err := root.ReadDir(dir); err == nil && len(entries) > 0 {
+		var names []string
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		hint = "the image has: " + strings.Join(names, ", ")
+	}
+	return badInput(fmt.Errorf("the image has no process %q", entrypoint), hint)
 }
 
 // runEnv is the image's environment, what docker adds, and what the user gave.
