@@ -16,6 +16,10 @@ var ErrNotFound = errors.New("image not found")
 // ErrUnauthorized says that a place refused to show or take an image (401, 403).
 var ErrUnauthorized = errors.New("access denied")
 
+// ErrUnavailable says that a place could not be reached, or could not answer
+// now (429, 5xx): the same may go well later.
+var ErrUnavailable = errors.New("not available")
+
 // Source opens images by name.
 type Source interface {
 	// Image opens ref. The image is lazy: its layers are read when asked for.

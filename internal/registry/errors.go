@@ -39,15 +39,15 @@ const (
 
 // fail names the reference, the host and what went wrong, in words and without
 // secrets: URLs are left out since storage signs them with keys. It wraps
-// image.ErrNotFound and image.ErrUnauthorized where they apply and adds a hint
-// where there is something to do.
+// image.ErrNotFound, image.ErrUnauthorized and image.ErrUnavailable where they
+// apply and adds a hint where there is something to do.
 func (c *client) fail(s side, ref string, err error) error {
 	if err == nil {
 		return nil
 	}
 	host := c.repo.RegistryStr()
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("%s %s: %w", s, ref, &redacted{cause(err), err})
+	if errors.Is(err, context.Canceled) {
+		return fmt.Errorf("%s %s: %w", s, ref, &redacted{text: cause(err), err: err})
 	}
 	// A TLS server on loopback answers the plain HTTP that is tried next, too;
 	// its certificate is the reason.
@@ -55,21 +55,38 @@ func (c *client) fail(s side, ref string, err error) error {
 	if te, ok := errors.AsType[*transport.Error](err); ok && !cert {
 		return c.failStatus(s, ref, te)
 	}
-	wrapped := fmt.Errorf("%s %s: %s: %w", s, ref, host, &redacted{text: cause(err), err: err})
+	said := &redacted{text: cause(err), err: err}
+	if unreachable(err) {
+		said.also = image.ErrUnavailable
+	}
+	wrapped := fmt.Errorf("%s %s: %s: %w", s, ref, host, said)
 	if h := hint(host, err); h != "" {
 		return spec.WithHint(wrapped, "%s", h)
 	}
 	return wrapped
 }
 
-// redacted shows text for err.
+// unreachable says whether err is about the way to a registry, or about an
+// answer that broke off.
+func unreachable(err error) bool {
+	if errors.Is(err, errLocal) || errors.Is(err, ErrCorrupt) {
+		return false
+	}
+	_, request := errors.AsType[*url.Error](err)
+	_, network := errors.AsType[net.Error](err)
+	return request || network || temporary(err)
+}
+
+// redacted shows text for err, which is also that sentinel if it is not nil.
 type redacted struct {
 	text string
 	err  error
+	also error
 }
 
-func (r *redacted) Error() string { return r.text }
-func (r *redacted) Unwrap() error { return r.err }
+func (r *redacted) Error() string        { return r.text }
+func (r *redacted) Unwrap() error        { return r.err }
+func (r *redacted) Is(target error) bool { return r.also != nil && target == r.also }
 
 // failStatus is fail for a registry that answered.
 func (c *client) failStatus(s side, ref string, te *transport.Error) error {
@@ -77,9 +94,13 @@ func (c *client) failStatus(s side, ref string, te *transport.Error) error {
 	said := fmt.Sprintf("%s answered %s", host, status(te))
 	text := func(sentinel error) error {
 		if sentinel == nil {
-			return fmt.Errorf("%s %s: %w", s, ref, &redacted{said, te})
+			r := &redacted{text: said, err: te}
+			if temporaryStatus(te.StatusCode) || te.StatusCode >= http.StatusInternalServerError {
+				r.also = image.ErrUnavailable
+			}
+			return fmt.Errorf("%s %s: %w", s, ref, r)
 		}
-		return fmt.Errorf("%s %s: %w: %w", s, ref, sentinel, &redacted{said, te})
+		return fmt.Errorf("%s %s: %w: %w", s, ref, sentinel, &redacted{text: said, err: te})
 	}
 	switch code := te.StatusCode; {
 	case code == http.StatusUnauthorized && c.anonymous.Load():

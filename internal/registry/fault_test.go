@@ -224,20 +224,20 @@ func TestLastingFaults(t *testing.T) {
 		{"PUT manifests", answer(403), 1, image.ErrUnauthorized, "403", "permissions"},
 		{"PUT manifests", answer(404), 1, image.ErrNotFound, "404", "repository"},
 		{"PUT manifests", answer(400), 1, nil, "scripted 400", ""},
-		{"PUT manifests", answer(429), all, nil, "429", "wait"},
-		{"PUT manifests", answer(500), all, nil, "500", "try again later"},
-		{"PUT manifests", answer(503, "Retry-After", "7200"), 1, nil, "503", "try again later"},
-		{"PUT manifests", reset, all, nil, "connection", ""},
+		{"PUT manifests", answer(429), all, image.ErrUnavailable, "429", "wait"},
+		{"PUT manifests", answer(500), all, image.ErrUnavailable, "500", "try again later"},
+		{"PUT manifests", answer(503, "Retry-After", "7200"), 1, image.ErrUnavailable, "503", "try again later"},
+		{"PUT manifests", reset, all, image.ErrUnavailable, "connection", ""},
 		{"POST uploads", answer(401), 1, image.ErrUnauthorized, "401", "docker login"},
 		{"POST uploads", answer(403), 1, image.ErrUnauthorized, "403", "permissions"},
 		{"PUT uploads", answer(413), 1, nil, "413", "client_max_body_size"},
-		{"PUT uploads", answer(500), all, nil, "500", "try again later"},
+		{"PUT uploads", answer(500), all, image.ErrUnavailable, "500", "try again later"},
 		{"PUT uploads", lieOnWay, 2, nil, "400", ""},
-		{"HEAD blobs", answer(500), all, nil, "500", "try again later"},
-		{"GET v2", answer(500), all, nil, "500", ""},
+		{"HEAD blobs", answer(500), all, image.ErrUnavailable, "500", "try again later"},
+		{"GET v2", answer(500), all, image.ErrUnavailable, "500", ""},
 		{"GET v2", answer(404), 1, nil, "404", ""},
 		{"GET manifests", flip, 2, ErrCorrupt, "", "try again"},
-		{"GET manifests", truncate, all, nil, "ended before the last byte", ""},
+		{"GET manifests", truncate, all, image.ErrUnavailable, "ended before the last byte", ""},
 	} {
 		t.Run(tc.kind+" "+tc.text, func(t *testing.T) {
 			r, _ := newRegistry(t, Options{})
@@ -266,8 +266,10 @@ func TestLastingFaults(t *testing.T) {
 			if tc.is != nil && !errors.Is(err, tc.is) {
 				t.Errorf("the error %q is not %q", err, tc.is)
 			}
-			if tc.is == nil && (errors.Is(err, image.ErrUnauthorized)) {
-				t.Errorf("the error %q is ErrUnauthorized", err)
+			for _, other := range []error{image.ErrUnauthorized, image.ErrNotFound, image.ErrUnavailable} {
+				if other != tc.is && errors.Is(err, other) {
+					t.Errorf("the error %q is %q", err, other)
+				}
 			}
 			if hint := spec.HintOf(err); !strings.Contains(hint, tc.hint) {
 				t.Errorf("the hint is %q, want %q in it", hint, tc.hint)

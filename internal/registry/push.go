@@ -152,9 +152,10 @@ func (p *push) sources() []name.Repository {
 
 func (p *push) run(ctx context.Context) error {
 	t := p.c.registry.retry.start()
+	sent := false
 	for {
-		err := p.store(ctx)
-		if err == nil {
+		var err error
+		if sent, err = p.store(ctx); err == nil {
 			break
 		}
 		// Debian's registry says that a blob is there while another push is
@@ -171,22 +172,33 @@ func (p *push) run(ctx context.Context) error {
 	if !bytes.Equal(back.raw, p.raw) || string(back.mediaType) != p.mediaType {
 		return fmt.Errorf("read back manifest %s: the registry has another one there", p.digest)
 	}
-	if p.tag == "" {
+	if p.tag == "" || !sent && p.has(ctx, p.tag) {
 		return nil
 	}
 	return p.putManifest(ctx, p.tag)
 }
 
-// store brings the blobs there and the manifest under its digest.
-func (p *push) store(ctx context.Context) error {
+// store brings the blobs there and the manifest under its digest. Nothing is
+// sent when all of it is there.
+func (p *push) store(ctx context.Context) (sent bool, err error) {
 	missing, err := p.missing(ctx)
 	if err != nil {
-		return err
+		return false, err
+	}
+	if len(missing) == 0 && p.has(ctx, p.digest.String()) {
+		return false, nil
 	}
 	if err := p.upload(ctx, missing); err != nil {
-		return err
+		return true, err
 	}
-	return p.putManifest(ctx, p.digest.String())
+	return true, p.putManifest(ctx, p.digest.String())
+}
+
+// has says whether the manifest is there under that tag or digest already. A
+// registry that does not say so is sent it.
+func (p *push) has(ctx context.Context, id string) bool {
+	h, err := p.c.head(ctx, id)
+	return err == nil && h == p.digest
 }
 
 // missesBlobs says whether a manifest was refused for blobs that are not there.

@@ -261,6 +261,20 @@ func TestOnlyWhatIsMissingIsSent(t *testing.T) {
 	if diff := cmp.Diff(want, c.take()); diff != "" {
 		t.Errorf("requests for one more layer (-want +got):\n%s", diff)
 	}
+	if err := r.Write(t.Context(), host+"/app:1", base); err != nil {
+		t.Fatal(err)
+	}
+	want = map[string]int{"HEAD blobs": 6, "HEAD manifests": 2, "GET manifests": 1}
+	if diff := cmp.Diff(want, c.take()); diff != "" {
+		t.Errorf("requests for what is there (-want +got):\n%s", diff)
+	}
+	if err := r.Write(t.Context(), host+"/app:2", base); err != nil {
+		t.Fatal(err)
+	}
+	want["PUT manifests"] = 1
+	if diff := cmp.Diff(want, c.take()); diff != "" {
+		t.Errorf("requests to move a tag (-want +got):\n%s", diff)
+	}
 }
 
 func TestMount(t *testing.T) {
