@@ -133,13 +133,15 @@ type ImageWritten struct {
 
 // Built ends a build that went well: what was made, and where the time went.
 type Built struct {
-	Names   []string      `json:"names"` // every place, as the user named it
-	ID      string        `json:"id"`
-	Size    int64         `json:"size"` // bytes, of the layers as the destination keeps them
-	Reused  int           `json:"reused"`
-	New     int           `json:"new"`
-	Phases  []PhaseTime   `json:"phases"`
-	Elapsed time.Duration `json:"elapsed"`
+	Names  []string `json:"names"` // every place, as the user named it
+	ID     string   `json:"id"`
+	Size   int64    `json:"size"` // bytes, of the layers as the destination keeps them
+	Reused int      `json:"reused"`
+	New    int      `json:"new"`
+	// Isolation is the sandbox tier that the buildpacks ran in.
+	Isolation string        `json:"isolation"`
+	Phases    []PhaseTime   `json:"phases"`
+	Elapsed   time.Duration `json:"elapsed"`
 }
 
 // PhaseTime is how long one phase took.

@@ -22,7 +22,7 @@ func TestJSONRoundTrip(t *testing.T) {
 		Message{Level: Warn, Text: "careful"},
 		BuildpackStarted{Buildpack: "a@1", Op: "build"},
 		BuildpackFinished{Buildpack: "a@1", Op: "build", ExitCode: 3},
-		Built{Names: []string{"hello"}, ID: "sha256:2", Size: 9, Reused: 1, New: 2, Phases: []PhaseTime{{Phase: "build", Elapsed: 5}}, Elapsed: 6},
+		Built{Names: []string{"hello"}, ID: "sha256:2", Size: 9, Reused: 1, New: 2, Isolation: "1", Phases: []PhaseTime{{Phase: "build", Elapsed: 5}}, Elapsed: 6},
 		Isolation{Tier: "1"},
 		Failed{Message: "no", Hint: "try again", ExitCode: 3},
 	}

@@ -3,6 +3,7 @@ package event
 import (
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -146,7 +147,7 @@ func (t *Text) output(o Output) {
 
 // flush ends lines that a buildpack left open, in a fixed order.
 func (t *Text) flush() {
-	for _, bp := range sortedKeys(t.partial) {
+	for _, bp := range slices.Sorted(maps.Keys(t.partial)) {
 		if rest := t.partial[bp]; rest != "" {
 			t.line(4, plain, "%s", Clean(rest))
 		}
@@ -269,7 +270,7 @@ func (t *Text) progress(p Progress) {
 // draw shows the work that will take longest on the one live line.
 func (t *Text) draw() {
 	var most *bar
-	for _, id := range sortedKeys(t.bars) {
+	for _, id := range slices.Sorted(maps.Keys(t.bars)) {
 		if b := t.bars[id]; most == nil || b.Total-b.Done > most.Total-most.Done {
 			most = b
 		}
@@ -435,13 +436,4 @@ func Seconds(d time.Duration) string {
 	default:
 		return fmt.Sprintf("%dm%02ds", int(d.Minutes()), int(d.Seconds())%60)
 	}
-}
-
-func sortedKeys[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
 }

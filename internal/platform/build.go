@@ -1,6 +1,7 @@
 package platform
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -134,7 +135,7 @@ func (p *Platform) prepare(ctx context.Context, req Request) (b *build, err erro
 	if err != nil {
 		return b, err
 	}
-	b.worker, b.copies = worker, report.Copies
+	b.worker, b.copies, b.built.Isolation = worker, report.Copies, string(report.Tier)
 	b.undo = append(b.undo, func(context.Context) error { return b.worker.Close() })
 	return b, nil
 }
@@ -163,7 +164,7 @@ func (b *build) checkNames() error {
 // from: a builder or run image of the same name.
 func (b *build) checkInputs() error {
 	inputs := map[string]string{}
-	for what, ref := range map[string]string{"builder": b.root.Name, "run image": firstOf(b.req.RunImage, b.root.RunImage)} {
+	for what, ref := range map[string]string{"builder": b.root.Name, "run image": cmp.Or(b.req.RunImage, b.root.RunImage)} {
 		if n, err := ParseImageName(ref); err == nil {
 			inputs[n.Full] = what
 		}
@@ -322,7 +323,7 @@ func (b *build) explain(step Step, err error, w *watcher) error {
 	if !errors.As(err, &exit) {
 		return fmt.Errorf("%s: %w", strings.ToLower(event.Title(step.Phase)), err)
 	}
-	why := firstOf(w.last, exit.Error())
+	why := cmp.Or(w.last, exit.Error())
 	if exit.Code == spec.ExitDetectFail || exit.Code == spec.ExitDetectError {
 		why = "no group of buildpacks fits the app"
 		if text := event.Explain(w.groups); text != "" {
