@@ -152,5 +152,10 @@ func maySetGroups() bool {
 	if err := unix.Capget(&head, &data[0]); err != nil {
 		return false
 	}
+	// A namespace that was made without privilege denies it for ever, and so does every one below.
+	deny, err := os.ReadFile("/proc/self/setgroups")
+	if err == nil && strings.TrimSpace(string(deny)) == "deny" {
+		return false
+	}
 	return data[0].Effective&(1<<unix.CAP_SETGID) != 0
 }

@@ -43,18 +43,22 @@ var component = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*$`)
 // Name is the form in which the store keeps a reference, the one that docker
 // shows: hello:latest for hello, docker.io/hello or index.docker.io/library/hello:latest.
 func Name(ref string) (string, error) {
+	invalid := func(format string, args ...any) error {
+		err := fmt.Errorf("image name %q: "+format, append([]any{ref}, args...)...)
+		return spec.Exit(spec.ExitInvalidArgs, spec.WithHint(err, "a name looks like my-app, my-app:1.2 or registry.example.com/team/my-app"))
+	}
 	r, err := name.ParseReference(ref)
 	if err != nil {
-		return "", fmt.Errorf("image name %q: %w", ref, err)
+		return "", invalid("not a valid reference")
 	}
 	for _, part := range strings.Split(r.Context().RepositoryStr(), "/") {
 		if !component.MatchString(part) {
-			return "", fmt.Errorf("image name %q: %q is not a part of a name", ref, part)
+			return "", invalid("%q is not a part of a name", part)
 		}
 	}
 	if d, ok := r.(name.Digest); ok {
 		if _, err := hexOf(d.DigestStr()); err != nil {
-			return "", fmt.Errorf("image name %q: %w", ref, err)
+			return "", invalid("%w", err)
 		}
 	}
 	sep := ":"
