@@ -8,7 +8,10 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"syscall"
 	"time"
+
+	"github.com/kilnbuild/kiln/internal/spec"
 )
 
 // How hard a download is tried.
@@ -82,7 +85,18 @@ func (c *Client) get(ctx context.Context, from []Source, path string, use func(i
 		}
 		failed = append(failed, err)
 	}
-	return Source{}, errors.Join(failed...)
+	return Source{}, unreached(errors.Join(failed...))
+}
+
+// unreached says what to do about a mirror that cannot be reached.
+func unreached(err error) error {
+	if ue := new(url.Error); !errors.As(err, &ue) || spec.HintOf(err) != "" {
+		return err
+	}
+	if errors.Is(err, syscall.ENETUNREACH) {
+		return hint(err, "there is no network here: with --network none only what an earlier build has cached can be had")
+	}
+	return hint(err, "check the network and the address of the Debian mirror; --mirror URL names another one")
 }
 
 func (c *Client) getFrom(ctx context.Context, s Source, path string, use func(io.Reader) error) error {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -141,6 +142,10 @@ func (p *Platform) baseConfig(cf *v1.ConfigFile, req BaseRequest, name ImageName
 // debianSources are the mirror that the user named, or the machine's own.
 func debianSources(mirror, suite string) ([]debian.Source, error) {
 	if mirror != "" {
+		u, err := url.Parse(mirror)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" && u.Scheme != "file" {
+			return nil, badInput(fmt.Errorf("mirror %q is no URL of a Debian mirror", mirror), "for example --mirror http://mirror.example.com/debian")
+		}
 		return debian.ForMirror(mirror, suite), nil
 	}
 	sources, err := debian.Sources("/")
