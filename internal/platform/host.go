@@ -2,6 +2,7 @@ package platform
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -123,7 +124,7 @@ func aptProxies(sources []debian.Source) string {
 		}
 	}
 	var b strings.Builder
-	for _, scheme := range sortedKeys(conf) {
+	for _, scheme := range slices.Sorted(maps.Keys(conf)) {
 		fmt.Fprintf(&b, "Acquire::%s::Proxy %q;\n", scheme, conf[scheme])
 	}
 	return b.String()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -275,19 +276,10 @@ func (l *lowers) list() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var dirs []string
-	for _, rel := range sortedKeys(l.dirs) {
+	for _, rel := range slices.Sorted(maps.Keys(l.dirs)) {
 		dirs = append(dirs, l.dirs[rel])
 	}
 	return dedupe(dirs)
-}
-
-func sortedKeys[V any](m map[string]V) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
 }
 
 // Remove takes an image out of the store, and its cache with it.

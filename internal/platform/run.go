@@ -1,6 +1,7 @@
 package platform
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -100,7 +101,7 @@ func (p *Platform) Run(ctx context.Context, req RunRequest) (err error) {
 		return fmt.Errorf("unpack image %s: %w", req.Image, err)
 	}
 	root := layer.Stack{Lowers: lowers}
-	user, err := findUser(root, firstOf(req.User, cf.Config.User))
+	user, err := findUser(root, cmp.Or(req.User, cf.Config.User))
 	if err != nil {
 		return badInput(fmt.Errorf("image %s: %w", req.Image, err), "name one of its users, or a number, with --user")
 	}
@@ -139,7 +140,7 @@ func (p *Platform) Run(ctx context.Context, req RunRequest) (err error) {
 	}
 	return worker.In(sandbox.Spec{Root: overlay, Mounts: mounts, UID: user.uid, GID: user.gid, Network: req.Network}).Run(ctx, sandbox.Command{
 		Path: argv[0], Args: argv,
-		Env: runEnv(req, cf.Config, user), Dir: firstOf(req.WorkDir, cf.Config.WorkingDir, "/"),
+		Env: runEnv(req, cf.Config, user), Dir: cmp.Or(req.WorkDir, cf.Config.WorkingDir, "/"),
 		Stdin: req.Stdin, Stdout: req.Stdout, Stderr: req.Stderr,
 	})
 }
@@ -158,7 +159,7 @@ func commandLine(req RunRequest, config v1.Config) []string {
 		}
 	}
 	if len(req.Command) > 0 {
-		if strings.HasPrefix(firstOf(entry...), "/cnb/") {
+		if strings.HasPrefix(cmp.Or(entry...), "/cnb/") {
 			return append([]string{launcherPath, "--"}, req.Command...)
 		}
 		return req.Command
@@ -268,7 +269,7 @@ func findUser(root layer.Stack, s string) (user, error) {
 	}
 	for line := range strings.Lines(string(groups)) {
 		f := strings.Split(line, ":")
-		if gid, ok := number(firstOf(append(f, "", "")[2])); ok && f[0] == group {
+		if gid, ok := number(cmp.Or(append(f, "", "")[2])); ok && f[0] == group {
 			u.gid = gid
 			return u, nil
 		}
@@ -361,13 +362,4 @@ func newOverlay(dir, name string, lowers []string) (sandbox.Overlay, error) {
 		}
 	}
 	return o, nil
-}
-
-func firstOf(list ...string) string {
-	for _, s := range list {
-		if s != "" {
-			return s
-		}
-	}
-	return ""
 }

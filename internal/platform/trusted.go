@@ -1,12 +1,15 @@
 package platform
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/kilnbuild/kiln/internal/event"
@@ -22,7 +25,7 @@ func (b *build) openPlaces(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	run, err := b.open(ctx, firstOf(b.req.RunImage, b.root.RunImage), b.req.Insecure)
+	run, err := b.open(ctx, cmp.Or(b.req.RunImage, b.root.RunImage), b.req.Insecure)
 	if err != nil {
 		return fmt.Errorf("run image: %w", err)
 	}
@@ -66,7 +69,7 @@ func (b *build) keep(ctx context.Context) error {
 			made[rel] = diffID
 		}
 	}
-	for _, rel := range sortedKeys(made) {
+	for _, rel := range slices.Sorted(maps.Keys(made)) {
 		if b.Store.HasTree(made[rel]) {
 			continue
 		}
