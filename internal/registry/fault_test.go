@@ -235,7 +235,7 @@ func TestLastingFaults(t *testing.T) {
 		{"PUT uploads", lieOnWay, 2, nil, "400", ""},
 		{"HEAD blobs", answer(500), all, image.ErrUnavailable, "500", "try again later"},
 		{"GET v2", answer(500), all, image.ErrUnavailable, "500", ""},
-		{"GET v2", answer(404), 1, nil, "404", ""},
+		{"GET v2", answer(404), 1, image.ErrNotFound, "404", ""},
 		{"GET manifests", flip, 2, ErrCorrupt, "", "try again"},
 		{"GET manifests", truncate, all, image.ErrUnavailable, "ended before the last byte", ""},
 	} {
