@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"github.com/kilnbuild/kiln/internal/event"
@@ -29,21 +30,44 @@ func main() {
 func Main() int {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	go func() {
-		sig := <-signals
-		// A second signal is for the kernel: it ends us where clean-up hangs,
-		// and what is left is reclaimed by the next kiln.
-		signal.Stop(signals)
-		cancel(signalled{sig.(syscall.Signal)})
-	}()
+	go cancelOnSignal(cancel)
 	k := &kiln{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, environ: os.Environ()}
 	err := k.execute(ctx, os.Args[1:])
 	if sig := (signalled{}); err != nil && errors.As(context.Cause(ctx), &sig) {
 		err = sig
 	}
 	return k.report(err)
+}
+
+// cancelOnSignal ends the work when somebody presses Ctrl-C, or when nobody
+// reads what it prints any more.
+func cancelOnSignal(cancel context.CancelCauseFunc) {
+	signals, pipes := make(chan os.Signal, 1), make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	// SIGPIPE comes for broken connections too, which their writers hear of. It
+	// stays caught, or clean-up would be killed by its own last words.
+	signal.Notify(pipes, syscall.SIGPIPE)
+	for {
+		select {
+		case sig := <-signals:
+			// A second signal is for the kernel: it ends us where clean-up hangs,
+			// and what is left is reclaimed by the next kiln.
+			signal.Stop(signals)
+			cancel(signalled{sig.(syscall.Signal)})
+			return
+		case <-pipes:
+			if unread(os.Stdout) || unread(os.Stderr) {
+				cancel(signalled{syscall.SIGPIPE})
+			}
+		}
+	}
+}
+
+// unread says whether f is a pipe that nobody reads.
+func unread(f *os.File) bool {
+	fds := []unix.PollFd{{Fd: int32(f.Fd())}}
+	n, err := unix.Poll(fds, 0)
+	return err == nil && n == 1 && fds[0].Revents&unix.POLLERR != 0
 }
 
 // signalled is why a context was cancelled.
@@ -100,6 +124,7 @@ var exitCodes = []struct {
 	{spec.ExitBuild, "build failed otherwise"},
 	{spec.ExitExport, "export failed"},
 	{exitSignal + int(syscall.SIGINT), "stopped by Ctrl-C"},
+	{exitSignal + int(syscall.SIGPIPE), "stopped because nobody reads the output any more"},
 	{exitSignal + int(syscall.SIGTERM), "stopped by SIGTERM"},
 }
 
@@ -137,7 +162,7 @@ func exitCode(err error) int {
 // events on stdout, and returns the exit code.
 func (k *kiln) report(err error) int {
 	code := exitCode(err)
-	if err == nil || errors.As(err, new(childExit)) {
+	if err == nil || errors.As(err, new(childExit)) || code == exitSignal+int(syscall.SIGPIPE) {
 		return code
 	}
 	hint := spec.HintOf(err)

@@ -134,7 +134,7 @@ func (k *kiln) platform(ctx context.Context, c *cobra.Command, sink event.Sink) 
 	}
 	st, err := store.Open(ctx, dir)
 	if err != nil {
-		return nil, err
+		return nil, storeError(err)
 	}
 	carried, err := readPayload()
 	if err != nil {
@@ -148,6 +148,19 @@ func (k *kiln) platform(ctx context.Context, c *cobra.Command, sink event.Sink) 
 			return registry.New(registry.Options{Auth: auth, Insecure: insecure, Events: sink})
 		},
 	}, nil
+}
+
+// storeError marks a store that cannot be used as the user's to mend.
+func storeError(err error) error {
+	for _, errno := range []syscall.Errno{syscall.EACCES, syscall.EPERM, syscall.EROFS, syscall.ENOTDIR, syscall.ENOENT} {
+		if spec.HintOf(err) == "" && errors.Is(err, errno) {
+			err = spec.WithHint(err, "name a directory of yours with --store, or set KILN_STORE")
+		}
+	}
+	if spec.HintOf(err) == "" {
+		return err
+	}
+	return spec.Exit(exitInvalid, err)
 }
 
 func readPayload() (platform.Payload, error) {

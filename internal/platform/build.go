@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -71,11 +72,13 @@ type build struct {
 	app      app
 	scratch  string
 	layers   sandbox.Overlay
-	work     sandbox.Overlay // /workspace
-	mounts   []sandbox.Mount
+	work     sandbox.Overlay          // /workspace
+	facts    []sandbox.Mount          // this host's, for every foreign step
+	inside   map[string]sandbox.Mount // what a step may name, by place
 	worker   *sandbox.Worker
 	copies   bool // overlay is not to be had
 	places   *lifecycle.Places
+	to       *destinations
 	restored lowers
 	tally    *tally
 	built    event.Built
@@ -102,6 +105,9 @@ func (p *Platform) prepare(ctx context.Context, req Request) (b *build, err erro
 		}
 	}()
 	if err := checkSource(req.Path); err != nil {
+		return b, err
+	}
+	if _, err := ownPlace(req.Path, p.Store.Dir()); err != nil {
 		return b, err
 	}
 	project, err := readProject(req)
@@ -198,7 +204,8 @@ func (b *build) layOut(ctx context.Context, sel selection) error {
 	if err != nil {
 		return err
 	}
-	b.root.Lowers = dedupe(append(extra.Lowers, b.root.Lowers...))
+	// kiln's lifecycle stays on top: it is not a buildpack's to replace.
+	b.root.Lowers = dedupe(slices.Concat(b.root.Lowers[:1], extra.Lowers, b.root.Lowers[1:]))
 	if b.app, err = b.snapshot(ctx, b.req.Path, sel, b.scratch); err != nil {
 		return err
 	}
@@ -213,11 +220,17 @@ func (b *build) layOut(ctx context.Context, sel selection) error {
 	}
 	platformDir := filepath.Join(b.scratch, "platform")
 	env := b.Host.userEnv()
-	for name, value := range b.req.Env {
-		env[name] = value
-	}
+	maps.Copy(env, b.req.Env)
 	if err := writeEnv(platformDir, env); err != nil {
 		return err
+	}
+	b.inside = map[string]sandbox.Mount{
+		dirLayers:   {Target: dirLayers, Overlay: &b.layers},
+		dirApp:      {Target: dirApp, Overlay: &b.work},
+		dirPlatform: {Target: dirPlatform, Source: platformDir, ReadOnly: true},
+	}
+	for _, v := range volumeMounts(b.req.Volumes) {
+		b.inside[v.Target] = v
 	}
 	sources, err := debianSources(b.req.Mirror, builtinSuite)
 	if err != nil {
@@ -227,19 +240,35 @@ func (b *build) layOut(ctx context.Context, sel selection) error {
 	if err != nil {
 		return err
 	}
-	b.mounts = slices.Concat(facts, extra.Mounts,
-		[]sandbox.Mount{{Target: dirPlatform, Source: platformDir, ReadOnly: true}}, volumeMounts(b.req.Volumes))
+	b.facts = append(facts, extra.Mounts...)
 	return nil
 }
 
-// dirs tells trusted phases where the build container's directories are.
-func (b *build) dirs() map[string]layer.Stack {
-	return map[string]layer.Stack{
-		dirLayers:                {Upper: b.layers.Upper, Lowers: b.layers.Lowers},
-		dirApp:                   {Upper: b.work.Upper, Lowers: b.work.Lowers},
-		dirSystem:                b.root.stack(dirSystem),
-		dirSystem + "/lifecycle": b.root.stack(dirLifecycle),
+// mounts is what a foreign step sees over the builder's root: this host's
+// facts, the buildpacks that the request brings, and the places that the step
+// names.
+func (b *build) mounts(step Step) ([]sandbox.Mount, error) {
+	mounts := slices.Clone(b.facts)
+	for _, place := range step.Mounts {
+		m, ok := b.inside[place]
+		if !ok {
+			return nil, fmt.Errorf("%s: nothing in this build belongs to %s", step.Phase, place)
+		}
+		mounts = append(mounts, m)
 	}
+	return mounts, nil
+}
+
+// dirs tells a trusted step where the places that it names are on this host,
+// and the builder's own files.
+func (b *build) dirs(step Step) map[string]layer.Stack {
+	dirs := map[string]layer.Stack{dirSystem: b.root.stack(dirSystem)}
+	for _, place := range step.Mounts {
+		if o := b.inside[place].Overlay; o != nil {
+			dirs[place] = layer.Stack{Upper: o.Upper, Lowers: o.Lowers}
+		}
+	}
+	return dirs
 }
 
 // carryOut runs one step: a trusted one here, a foreign one in the sandbox.
@@ -262,10 +291,10 @@ func (b *build) foreign(ctx context.Context, step Step) error {
 			return err
 		}
 	}
-	mounts := append([]sandbox.Mount{
-		{Target: dirLayers, Overlay: &b.layers},
-		{Target: dirApp, Overlay: &b.work},
-	}, b.mounts...)
+	mounts, err := b.mounts(step)
+	if err != nil {
+		return err
+	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
@@ -299,6 +328,8 @@ type watcher struct {
 	sink   event.Sink
 	groups []event.GroupTried
 	last   string // what the phase said was wrong
+	said   string // what the buildpack said was wrong
+	hint   string // and what it said would help
 }
 
 // Emit implements event.Sink.
@@ -308,6 +339,17 @@ func (w *watcher) Emit(e event.Event) {
 		w.groups = append(w.groups, e)
 	case event.PhaseStarted, event.PhaseFinished:
 		return // the platform times its steps itself
+	case event.BuildpackStarted:
+		w.said, w.hint = "", ""
+	case event.Output:
+		for line := range strings.Lines(e.Text) {
+			if why, ok := strings.CutPrefix(strings.TrimSpace(line), "ERROR: "); ok {
+				w.said, w.hint = why, ""
+			}
+			if hint, ok := strings.CutPrefix(strings.TrimSpace(line), "hint: "); ok && w.said != "" {
+				w.hint = hint
+			}
+		}
 	case event.Message:
 		if e.Level == event.Error {
 			w.last = e.Text
@@ -330,6 +372,9 @@ func (b *build) explain(step Step, err error, w *watcher) error {
 			why += "\n" + text
 		}
 		return spec.Exit(exit.Code, spec.WithHint(errors.New(why), "kiln build --verbose shows all that the buildpacks said"))
+	}
+	if exit.Code == spec.ExitBuildpack && w.said != "" {
+		return spec.Exit(exit.Code, spec.WithHint(errors.New(why+": "+w.said), "%s", w.hint))
 	}
 	code := exit.Code
 	if exit.Signal != 0 {

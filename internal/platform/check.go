@@ -89,6 +89,13 @@ func (d Destination) check() error {
 	case d.Kind != ToLayout && !fi.Mode().IsRegular():
 		return fail(errors.New("it is there already and is not a regular file"), fmt.Sprintf("name a file: %s:%s", d.Kind, filepath.Join(d.Path, "image.tar")))
 	}
+	if d.Kind == ToLayout && err == nil {
+		if entries, err := os.ReadDir(d.Path); err != nil {
+			return fail(err, "choose another place")
+		} else if len(entries) > 0 && !isFile(filepath.Join(d.Path, "oci-layout")) {
+			return fail(fmt.Errorf("the folder holds %s and is no OCI layout", entries[0].Name()), "choose an empty folder, or one that is not there yet")
+		}
+	}
 	into := parent
 	if d.Kind == ToLayout && err == nil {
 		into = d.Path
