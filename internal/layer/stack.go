@@ -177,6 +177,30 @@ func (s Stack) Path(rel string) (string, error) {
 	return filepath.Join(s.layers()[f.depth], filepath.FromSlash(rel)), nil
 }
 
+// Sub is the directory at rel as a Stack of its own, of the halves that
+// contribute to it: what a layer deleted, replaced or made opaque on the way
+// stays hidden. Upper is empty where it has no half.
+func (s Stack) Sub(rel string) (Stack, error) {
+	f, err := s.find(rel)
+	if err != nil {
+		return Stack{}, pathError("sub", rel, err)
+	}
+	defer f.close()
+	if !isDir(&f.stat) {
+		return Stack{}, pathError("sub", rel, unix.ENOTDIR)
+	}
+	var sub Stack
+	for _, h := range f.dir {
+		half := filepath.Join(s.layers()[h.depth], filepath.FromSlash(rel))
+		if s.Upper != "" && h.depth == 0 {
+			sub.Upper = half
+			continue
+		}
+		sub.Lowers = append(sub.Lowers, half)
+	}
+	return sub, nil
+}
+
 func (s Stack) layers() []string {
 	if s.Upper == "" {
 		return s.Lowers

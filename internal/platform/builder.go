@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -27,14 +25,12 @@ type builderRoot struct {
 	Env []string
 }
 
-// stack is one directory of the builder as trusted code reads it.
+// stack is one directory of the builder as trusted code reads it. One that is
+// not there has nothing in it.
 func (b builderRoot) stack(dir string) layer.Stack {
-	var s layer.Stack
-	for _, lower := range b.Lowers {
-		below := path.Join(lower, dir)
-		if fi, err := os.Lstat(below); err == nil && fi.IsDir() {
-			s.Lowers = append(s.Lowers, below)
-		}
+	s, err := layer.Stack{Lowers: b.Lowers}.Sub(strings.TrimPrefix(dir, "/"))
+	if err != nil {
+		return layer.Stack{}
 	}
 	return s
 }
@@ -161,7 +157,7 @@ func describeBuilder(name string, cf *v1.ConfigFile) (Builder, error) {
 	if len(m.Images) > 0 {
 		run = m.Images[0]
 	}
-	b.RunImage, b.Mirrors = run.Image, run.Mirrors
+	b.RunImage = run.Image
 	return b, nil
 }
 
@@ -180,7 +176,7 @@ func (b *builderRoot) readRunTOML() error {
 		return fmt.Errorf("builder %s: %w", b.Name, err)
 	}
 	if len(run.Images) > 0 {
-		b.RunImage, b.Mirrors = run.Images[0].Image, run.Images[0].Mirrors
+		b.RunImage = run.Images[0].Image
 	}
 	return nil
 }

@@ -42,6 +42,14 @@ func (o *output) keeps() bool {
 	return o.to.Kind != ToOCIArchive && o.to.Kind != ToDockerArchive
 }
 
+// allowed says whether the step under way may use ref here.
+func (o *output) allowed(d *destinations, ref string) error {
+	if o.to.Kind != ToRegistry {
+		return nil
+	}
+	return d.within(ref)
+}
+
 // deliver writes img and makes sure of it: it is read back from where it went
 // and validated whole, but for blobs that were there before.
 func (o *output) deliver(ctx context.Context, d *destinations, ref string, img v1.Image) error {

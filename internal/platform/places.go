@@ -37,6 +37,8 @@ type destinations struct {
 	names []string
 	// run is what the app is put on.
 	run v1.Image
+	// hosts are the registries that the step under way may speak to.
+	hosts []string
 	// writing says that the export has begun: what is read from now on is what
 	// was written, not what was there before.
 	writing atomic.Bool
@@ -89,7 +91,13 @@ func (b *build) openDestination(o Destination) (place, error) {
 // Image implements image.Source.
 func (d *destinations) Image(ctx context.Context, ref string) (v1.Image, error) {
 	if !d.own(ref) {
+		if d.within(ref) != nil {
+			return d.platform.Store.Image(ctx, ref)
+		}
 		return d.platform.open(ctx, ref, d.insecure)
+	}
+	if err := d.outputs[0].allowed(d, ref); err != nil {
+		return nil, err
 	}
 	img, err := d.outputs[0].Image(ctx, ref)
 	if err == nil || d.writing.Load() || ctx.Err() != nil {
@@ -116,6 +124,15 @@ func (d *destinations) own(ref string) bool {
 	})
 }
 
+// within refuses a reference into a registry that the step under way does not
+// name: credentials go where the plan says, and nowhere else.
+func (d *destinations) within(ref string) error {
+	if host, ok := registryOf(ref); ok && !slices.Contains(d.hosts, host) {
+		return fmt.Errorf("image %s: this step must not speak to %s", ref, host)
+	}
+	return nil
+}
+
 func repository(full string) string {
 	if i := strings.LastIndexByte(full, ':'); i > strings.LastIndexByte(full, '/') {
 		return full[:i]
@@ -131,7 +148,10 @@ func (d *destinations) Write(ctx context.Context, ref string, img v1.Image) erro
 	var errs []error
 	var done []string
 	for _, o := range d.outputs {
-		err := o.deliver(ctx, d, ref, img)
+		err := o.allowed(d, ref)
+		if err == nil {
+			err = o.deliver(ctx, d, ref, img)
+		}
 		if err == nil {
 			done = append(done, o.String())
 			continue
@@ -157,16 +177,19 @@ func (d *destinations) CheckRead(ctx context.Context, ref string) error {
 	if !d.own(ref) {
 		return nil
 	}
-	return d.check(func(c image.AccessChecker) error { return c.CheckRead(ctx, ref) })
+	return d.check(ref, func(c image.AccessChecker) error { return c.CheckRead(ctx, ref) })
 }
 
 // CheckWrite implements image.AccessChecker.
 func (d *destinations) CheckWrite(ctx context.Context, ref string) error {
-	return d.check(func(c image.AccessChecker) error { return c.CheckWrite(ctx, ref) })
+	return d.check(ref, func(c image.AccessChecker) error { return c.CheckWrite(ctx, ref) })
 }
 
-func (d *destinations) check(ask func(image.AccessChecker) error) error {
+func (d *destinations) check(ref string, ask func(image.AccessChecker) error) error {
 	for _, o := range d.outputs {
+		if err := o.allowed(d, ref); err != nil {
+			return err
+		}
 		if c, ok := o.place.(image.AccessChecker); ok {
 			if err := ask(c); err != nil {
 				return err

@@ -1,10 +1,14 @@
 package platform
 
 import (
+	"cmp"
 	"slices"
 	"strconv"
-	"strings"
 
+	"github.com/google/go-containerregistry/pkg/name"
+
+	"github.com/kilnbuild/kiln/internal/archive"
+	"github.com/kilnbuild/kiln/internal/sandbox"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
 
@@ -24,9 +28,11 @@ type Step struct {
 	Phase string   `json:"phase"`
 	Args  []string `json:"args"`
 	Env   []string `json:"env"`
-	// Mounts are the directories of the build container that the step sees.
+	// Mounts are the places of the build container that the step sees besides
+	// the builder's own files: nothing else is mounted for it.
 	Mounts []string `json:"mounts"`
-	// Registries are the hosts whose credentials the step may use.
+	// Registries are the hosts whose credentials the step may use; none other
+	// is spoken to.
 	Registries []string `json:"registries,omitempty"`
 	// Foreign steps run buildpacks: in a sandbox, without credentials.
 	Foreign bool   `json:"foreign"`
@@ -36,38 +42,34 @@ type Step struct {
 // Builder is what Plan has to know of a builder image.
 type Builder struct {
 	Name string
-	// RunImage is the first run image of the builder, Mirrors its other places.
+	// RunImage is the first run image of the builder. Its mirrors are left
+	// alone: the image ID must not depend on where an image is sent.
 	RunImage string
-	Mirrors  []string
 	UID, GID int
-	// HasBuildConfig says that the builder brings operator env.
-	HasBuildConfig bool
 }
 
 // Plan turns a request into the steps that answer it. It is a pure function:
 // the same request and builder give the same steps, and nothing is touched.
 func Plan(req Request, b Builder) []Step {
 	api := "CNB_PLATFORM_API=" + spec.PlatformAPIs[len(spec.PlatformAPIs)-1]
-	level := req.LogLevel
-	if level == "" {
-		level = "info"
-	}
-	common := []string{"-log-level", level, "-layers", dirLayers}
+	common := []string{"-log-level", cmp.Or(req.LogLevel, "info"), "-layers", dirLayers}
 	registries := registriesOf(req, b)
 	trusted := func(phase string, args ...string) Step {
 		ids := []string{"-uid", strconv.Itoa(b.UID), "-gid", strconv.Itoa(b.GID)}
 		return Step{Phase: phase, Args: slices.Concat(common, ids, args), Env: []string{api}, Mounts: []string{dirLayers}, Registries: registries}
 	}
+	inside := []string{dirLayers, dirApp, dirPlatform}
+	for _, v := range req.Volumes {
+		if !slices.Contains(inside, v.Target) {
+			inside = append(inside, v.Target)
+		}
+	}
 	foreign := func(phase string, args ...string) Step {
-		return Step{Phase: phase, Args: slices.Concat(common, args), Env: []string{api},
-			Mounts: []string{dirLayers, dirApp, dirPlatform}, Foreign: true, Network: networkOf(req)}
+		return Step{Phase: phase, Args: slices.Concat(common, args), Env: []string{api}, Mounts: slices.Clone(inside),
+			Foreign: true, Network: cmp.Or(req.Network, sandbox.HostNetwork)}
 	}
 
-	run := req.RunImage
-	if run == "" {
-		run = b.RunImage
-	}
-	analyze := []string{"-run-image", run}
+	analyze := []string{"-run-image", cmp.Or(req.RunImage, b.RunImage)}
 	for _, t := range req.Tags {
 		analyze = append(analyze, "-tag", t)
 	}
@@ -97,37 +99,36 @@ func Plan(req Request, b Builder) []Step {
 	}
 }
 
-func networkOf(req Request) string {
-	if req.Network == "" {
-		return "host"
-	}
-	return req.Network
-}
-
 // registriesOf lists the hosts that the trusted steps of a build may log in to.
 func registriesOf(req Request, b Builder) []string {
 	var hosts []string
 	add := func(ref string) {
-		n, err := ParseImageName(strings.SplitN(ref, "@", 2)[0])
-		if err != nil {
-			return
+		if host, ok := registryOf(ref); ok && !slices.Contains(hosts, host) {
+			hosts = append(hosts, host)
 		}
-		for _, h := range hosts {
-			if h == n.Registry {
-				return
-			}
-		}
-		hosts = append(hosts, n.Registry)
 	}
 	for _, d := range req.Outputs {
 		if d.Kind == ToRegistry {
 			add(req.Image)
+			for _, t := range req.Tags {
+				add(t)
+			}
 		}
 	}
-	if req.RunImage != "" {
-		add(req.RunImage)
-	} else if b.RunImage != "" && b.RunImage != builtinRunImage {
-		add(b.RunImage)
+	if run := cmp.Or(req.RunImage, b.RunImage); run != builtinRunImage {
+		add(run)
 	}
 	return hosts
+}
+
+// registryOf is the host that a reference, by tag or digest, leads to.
+func registryOf(ref string) (string, bool) {
+	if _, _, elsewhere := archive.Parse(ref); elsewhere {
+		return "", false
+	}
+	r, err := name.ParseReference(ref)
+	if err != nil {
+		return "", false
+	}
+	return r.Context().RegistryStr(), true
 }

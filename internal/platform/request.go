@@ -5,6 +5,8 @@ package platform
 
 import (
 	"fmt"
+	"path"
+	"slices"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -69,10 +71,9 @@ func ParseVolume(s string) (Volume, error) {
 	if !strings.HasPrefix(v.Source, "/") || !strings.HasPrefix(v.Target, "/") {
 		return v, badInput(fmt.Errorf("volume %q: both paths must be absolute", s), "write it as \"$PWD/dir:/target\"")
 	}
-	for _, reserved := range []string{"/layers", "/cnb", "/workspace", "/proc", "/dev", "/sys"} {
-		if v.Target == reserved || (reserved != "/workspace" && strings.HasPrefix(v.Target, reserved+"/")) || v.Target == "/" {
-			return v, badInput(fmt.Errorf("volume %q: %s belongs to the build", s, v.Target), "mount it somewhere else, for example below /volumes")
-		}
+	v.Target = path.Clean(v.Target)
+	if ownedByBuild(v.Target) {
+		return v, badInput(fmt.Errorf("volume %q: %s belongs to the build", s, v.Target), "mount it somewhere else, for example below /volumes")
 	}
 	if len(parts) == 3 {
 		switch parts[2] {
@@ -84,6 +85,18 @@ func ParseVolume(s string) (Volume, error) {
 		}
 	}
 	return v, nil
+}
+
+// ownedByBuild says whether a place of the build container must not be covered:
+// what the lifecycle works in, and what the sandbox provides. Below the app and
+// the platform directory (bindings) there is room.
+func ownedByBuild(target string) bool {
+	if slices.Contains([]string{"/", dirApp, dirPlatform}, target) {
+		return true
+	}
+	return slices.ContainsFunc([]string{dirLayers, dirSystem, dirPlatform + "/env", "/proc", "/dev", "/sys"}, func(own string) bool {
+		return target == own || strings.HasPrefix(target, own+"/")
+	})
 }
 
 // DestinationKind says what sort of place an image goes to.

@@ -29,7 +29,7 @@ func (b *build) openPlaces(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("run image: %w", err)
 	}
-	to.run = run
+	to.run, b.to = run, to
 	key, err := b.cacheKey()
 	if err != nil {
 		return err
@@ -42,7 +42,7 @@ func (b *build) openPlaces(ctx context.Context) error {
 	b.undo = append(b.undo, func(context.Context) error { unlock(); return nil })
 	b.places = &lifecycle.Places{
 		Source: to, Target: to, Trusted: to.outputs[0].vouches, Layers: b.Store,
-		Cache: appCache{cache, b.Store}, Place: b.placeLayer,
+		Cache: appCache{cache, b.Store}, Place: b.placeLayer, PlaceSBOM: b.placeSBOM,
 	}
 	return nil
 }
@@ -50,8 +50,9 @@ func (b *build) openPlaces(ctx context.Context) error {
 // trusted runs a phase that holds credentials and reads what foreign code left:
 // in this process, on the upper directories of the sandbox's overlays.
 func (b *build) trusted(ctx context.Context, step Step) error {
+	b.to.hosts = step.Registries
 	err := lifecycle.Do(ctx, step.Phase, step.Args, step.Env, lifecycle.Host{
-		Events: b.tally, Dirs: b.dirs(), Places: b.places,
+		Events: b.tally, Dirs: b.dirs(step), Places: b.places,
 	})
 	if err == nil && step.Phase == "restorer" {
 		b.layers.Lowers = b.restored.list()
@@ -75,7 +76,7 @@ func (b *build) keep(ctx context.Context) error {
 		}
 		errs = append(errs, b.adopt(ctx, rel, made[rel]))
 	}
-	return errors.Join(append(errs, b.keepApp(ctx))...)
+	return errors.Join(append(errs, b.keepSBOMs(ctx, made), b.keepApp(ctx))...)
 }
 
 // adopt moves a layer's directory out of the upper and into the store.
