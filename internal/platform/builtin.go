@@ -128,7 +128,7 @@ func (p *Platform) lifecycle(ctx context.Context) (v1.Layer, error) {
 // payloadLayer returns the one layer of the image ref, which it makes again
 // when it was made from another payload.
 func (p *Platform) payloadLayer(ctx context.Context, ref, kind string, files func() []layer.File) (v1.Layer, error) {
-	want := p.Payload.digest() + "-" + kind
+	want := p.payloadDigest() + "-" + kind
 	if img, err := p.Store.Image(ctx, ref); err == nil {
 		if cf, err := img.ConfigFile(); err == nil && cf.Config.Labels[payloadLabel] == want {
 			if layers, err := img.Layers(); err == nil && len(layers) == 1 {
@@ -200,7 +200,7 @@ func (p *Platform) builtinBuilder(ctx context.Context, build v1.Image) (v1.Image
 	if err != nil {
 		return nil, err
 	}
-	want := p.Payload.digest() + "-" + id.Hex
+	want := p.payloadDigest() + "-" + id.Hex
 	if img, err := p.Store.Image(ctx, builtinBuilder); err == nil {
 		if cf, err := img.ConfigFile(); err == nil && cf.Config.Labels[payloadLabel] == want {
 			return img, nil

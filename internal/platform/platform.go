@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -31,10 +32,19 @@ type Platform struct {
 	// Executable is a path of the running kiln, for the sandbox's re-exec.
 	Executable string
 	Events     event.Sink
+
+	hashing sync.Once
+	carried string // digest of Payload
 }
 
 // normalTime is the creation time of what kiln makes of itself.
 var normalTime = time.Date(1980, time.January, 1, 0, 0, 1, 0, time.UTC)
+
+// payloadDigest names what this kiln carries, hashed once: it is 20 MB.
+func (p *Platform) payloadDigest() string {
+	p.hashing.Do(func() { p.carried = p.Payload.digest() })
+	return p.carried
+}
 
 func (p *Platform) info(format string, args ...any) {
 	p.Events.Emit(event.Message{Level: event.Info, Text: fmt.Sprintf(format, args...)})
