@@ -63,6 +63,9 @@ func (p *Platform) openBuilder(ctx context.Context, req Request) (builderRoot, e
 		return builderRoot{}, fmt.Errorf("unpack builder %s: %w", name, err)
 	}
 	root := builderRoot{Builder: b, Lowers: lowers, Env: cf.Config.Env}
+	if err := root.setHome(); err != nil {
+		return builderRoot{}, err
+	}
 	if b.RunImage == "" {
 		if err := root.readRunTOML(); err != nil {
 			return builderRoot{}, err
@@ -159,6 +162,22 @@ func describeBuilder(name string, cf *v1.ConfigFile) (Builder, error) {
 	}
 	b.RunImage = run.Image
 	return b, nil
+}
+
+// setHome gives the build user its HOME, as a container engine does: it is the
+// one variable that buildpacks may count on beside the path variables.
+func (b *builderRoot) setHome() error {
+	for _, kv := range b.Env {
+		if strings.HasPrefix(kv, "HOME=") {
+			return nil
+		}
+	}
+	u, err := findUser(layer.Stack{Lowers: b.Lowers}, fmt.Sprintf("%d:%d", b.UID, b.GID))
+	if err != nil {
+		return fmt.Errorf("builder %s: %w", b.Name, err)
+	}
+	b.Env = append(b.Env[:len(b.Env):len(b.Env)], "HOME="+u.home)
+	return nil
 }
 
 // readRunTOML takes the run image from /cnb/run.toml when no label has it.
