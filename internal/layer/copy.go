@@ -48,6 +48,10 @@ func CopyTree(ctx context.Context, dst string, src Stack, skip func(rel string, 
 	return nil
 }
 
+// copyChunk is how much the kernel copies before somebody who waits for the end
+// is heard, in bytes.
+const copyChunk = 64 << 20
+
 type copier struct {
 	ctx     context.Context
 	skip    func(rel string, dir bool) bool
@@ -192,7 +196,7 @@ func (c *copier) content(dst, src int, size int64) error {
 		c.noClone = true
 	}
 	for size > 0 && !c.noRange {
-		n, err := unix.CopyFileRange(src, nil, dst, nil, int(min(size, 1<<30)), 0)
+		n, err := unix.CopyFileRange(src, nil, dst, nil, int(min(size, copyChunk)), 0)
 		switch {
 		case err == unix.EINTR:
 		case err != nil || n == 0:
