@@ -46,6 +46,9 @@ func (p *Platform) openBuilder(ctx context.Context, req Request) (builderRoot, e
 	if err != nil {
 		return builderRoot{}, fmt.Errorf("read builder %s: %w", name, err)
 	}
+	if err := p.fits("builder "+name, cf); err != nil {
+		return builderRoot{}, err
+	}
 	b, err := describeBuilder(name, cf)
 	if err != nil {
 		return builderRoot{}, err

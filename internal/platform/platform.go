@@ -1,6 +1,7 @@
 package platform
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -100,6 +101,15 @@ func (n nowhere) Error() string {
 	return fmt.Sprintf("image %s is neither in the store nor in its registry", n.ref)
 }
 func (n nowhere) Unwrap() error { return image.ErrNotFound }
+
+// fits refuses an image of another machine: nothing can be run from it here.
+func (p *Platform) fits(what string, cf *v1.ConfigFile) error {
+	system, arch := cmp.Or(cf.OS, "linux"), cmp.Or(cf.Architecture, p.Arch)
+	if system == "linux" && arch == p.Arch {
+		return nil
+	}
+	return badInput(fmt.Errorf("%s is for %s/%s, and this machine is linux/%s", what, system, arch, p.Arch), "name one for linux/"+p.Arch)
+}
 
 // startWorker makes the user namespace that foreign steps run in. A tier that
 // the user pinned is given or refused.

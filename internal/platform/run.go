@@ -7,10 +7,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -18,7 +19,6 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/sandbox"
-	"github.com/kilnbuild/kiln/internal/spec"
 )
 
 // RunRequest asks for a command in an image.
@@ -44,33 +44,6 @@ type RunRequest struct {
 	Insecure       []string
 }
 
-// Port publishes a TCP port of the app on this host.
-type Port struct {
-	Host      string // address, 127.0.0.1 unless given
-	Published int
-	Target    int
-}
-
-// ParsePort reads docker's form: [ADDRESS:]HOST-PORT[:APP-PORT].
-func ParsePort(s string) (Port, error) {
-	parts := strings.Split(s, ":")
-	p := Port{Host: "127.0.0.1"}
-	if len(parts) == 3 {
-		p.Host, parts = parts[0], parts[1:]
-	}
-	if len(parts) > 2 {
-		return p, badInput(fmt.Errorf("port %q: want [ADDRESS:]PORT[:APP-PORT]", s), "for example -p 8080:5000")
-	}
-	for i, to := range []*int{&p.Published, &p.Target} {
-		n, err := strconv.Atoi(parts[min(i, len(parts)-1)])
-		if err != nil || n < 1 || n > 65535 {
-			return p, badInput(fmt.Errorf("port %q: %q is no port number", s, parts[min(i, len(parts)-1)]), "ports are numbers from 1 to 65535")
-		}
-		*to = n
-	}
-	return p, nil
-}
-
 // Run runs a command in an image of the store, a registry or an archive and
 // waits for it. It leaves nothing behind. The error is a *sandbox.ExitError
 // when the command ran and failed.
@@ -84,29 +57,20 @@ func (p *Platform) Run(ctx context.Context, req RunRequest) (err error) {
 	if req.WorkDir != "" && !path.IsAbs(req.WorkDir) {
 		return badInput(fmt.Errorf("working directory %q is not absolute", req.WorkDir), "name it from the image's root, for example /workspace")
 	}
-	img, err := p.open(ctx, req.Image, req.Insecure)
+	if req.Network == sandbox.NoNetwork && len(req.Ports) > 0 {
+		return badInput(errors.New("a port cannot be published from a sandbox without network"), "leave out --publish or --network none")
+	}
+	cf, lowers, err := p.runnable(ctx, req)
 	if err != nil {
 		return err
 	}
-	cf, err := img.ConfigFile()
-	if err != nil {
-		return fmt.Errorf("read image %s: %w", req.Image, err)
+	argv := commandLine(req, cf.Config)
+	if len(argv) == 0 {
+		return badInput(fmt.Errorf("image %s has no entrypoint and no command", req.Image), "give one: kiln run IMAGE -- COMMAND")
 	}
-	layers, err := img.Layers()
-	if err != nil {
-		return fmt.Errorf("read image %s: %w", req.Image, err)
-	}
-	lowers, err := p.trees(ctx, layers)
-	if err != nil {
-		return fmt.Errorf("unpack image %s: %w", req.Image, err)
-	}
-	root := layer.Stack{Lowers: lowers}
-	user, err := findUser(root, cmp.Or(req.User, cf.Config.User))
+	user, err := findUser(layer.Stack{Lowers: lowers}, cmp.Or(req.User, cf.Config.User))
 	if err != nil {
 		return badInput(fmt.Errorf("image %s: %w", req.Image, err), "name one of its users, or a number, with --user")
-	}
-	if err := hasProcess(root, req.Entrypoint); err != nil {
-		return err
 	}
 	scratch, err := p.Store.Run(ctx)
 	if err != nil {
@@ -117,32 +81,52 @@ func (p *Platform) Run(ctx context.Context, req RunRequest) (err error) {
 	if err != nil {
 		return err
 	}
-	worker, _, err := p.startWorker(ctx, req.Isolation, user.uid, user.gid, scratch.Dir)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, worker.Close()) }()
-
 	mounts, err := p.Host.mounts(filepath.Join(scratch.Dir, "host"), nil)
 	if err != nil {
 		return err
 	}
 	mounts = append(mounts, sandbox.Mount{Target: "/tmp", Tmpfs: true})
 	mounts = append(mounts, volumeMounts(req.Volumes)...)
+	worker, _, err := p.startWorker(ctx, req.Isolation, user.uid, user.gid, scratch.Dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, worker.Close()) }()
 	stop, err := forward(ctx, req.Ports)
 	if err != nil {
 		return err
 	}
 	defer stop()
-	argv := commandLine(req, cf.Config)
-	if len(argv) == 0 {
-		return badInput(fmt.Errorf("image %s has no entrypoint and no command", req.Image), "give one: kiln run IMAGE -- COMMAND")
-	}
 	return worker.In(sandbox.Spec{Root: overlay, Mounts: mounts, UID: user.uid, GID: user.gid, Network: req.Network}).Run(ctx, sandbox.Command{
 		Path: argv[0], Args: argv,
 		Env: runEnv(req, cf.Config, user), Dir: cmp.Or(req.WorkDir, cf.Config.WorkingDir, "/"),
 		Stdin: req.Stdin, Stdout: req.Stdout, Stderr: req.Stderr,
 	})
+}
+
+// runnable opens the image of a RunRequest: its config, and its layers as
+// trees, topmost first.
+func (p *Platform) runnable(ctx context.Context, req RunRequest) (*v1.ConfigFile, []string, error) {
+	img, err := p.open(ctx, req.Image, req.Insecure)
+	if err != nil {
+		return nil, nil, err
+	}
+	cf, err := img.ConfigFile()
+	if err != nil {
+		return nil, nil, fmt.Errorf("read image %s: %w", req.Image, err)
+	}
+	if err := p.fits("image "+req.Image, cf); err != nil {
+		return nil, nil, err
+	}
+	layers, err := img.Layers()
+	if err != nil {
+		return nil, nil, fmt.Errorf("read image %s: %w", req.Image, err)
+	}
+	lowers, err := p.trees(ctx, layers)
+	if err != nil {
+		return nil, nil, fmt.Errorf("unpack image %s: %w", req.Image, err)
+	}
+	return cf, lowers, hasProcess(layer.Stack{Lowers: lowers}, req.Entrypoint)
 }
 
 // launcherPath is where the exporter puts the launcher.
@@ -190,156 +174,27 @@ func hasProcess(root layer.Stack, entrypoint string) error {
 	return badInput(fmt.Errorf("the image has no process %q", entrypoint), hint)
 }
 
-// runEnv is the image's environment, what docker adds, and what the user gave.
+// runEnv is the image's environment, what docker adds, and what the user gave;
+// of one name the last counts.
 func runEnv(req RunRequest, config v1.Config, user user) []string {
-	env := map[string]string{"HOME": user.home, "HOSTNAME": "kiln"}
-	var order []string
-	set := func(k, v string) {
-		if _, ok := env[k]; !ok {
-			order = append(order, k)
-		}
-		env[k] = v
-	}
-	order = append(order, "HOME", "HOSTNAME")
+	env := map[string]string{"HOME": user.home, "HOSTNAME": sandboxHost}
 	for _, kv := range config.Env {
-		k, v, _ := strings.Cut(kv, "=")
-		set(k, v)
+		name, value, _ := strings.Cut(kv, "=")
+		env[name] = value
 	}
 	if len(req.Ports) > 0 {
-		set("PORT", strconv.Itoa(req.Ports[0].Target))
+		env["PORT"] = strconv.Itoa(req.Ports[0].Target)
 	}
-	for k, v := range req.Env {
-		set(k, v)
+	maps.Copy(env, req.Env)
+	list := make([]string, 0, len(env))
+	for _, name := range slices.Sorted(maps.Keys(env)) {
+		list = append(list, name+"="+env[name])
 	}
-	out := make([]string, 0, len(order))
-	for _, k := range order {
-		out = append(out, k+"="+env[k])
-	}
-	return out
+	return list
 }
 
-// user is who a command runs as.
-type user struct {
-	uid, gid int
-	home     string
-}
-
-// findUser resolves the User of an image config (name or id, optionally with a
-// group) with the image's own /etc/passwd and /etc/group.
-func findUser(root layer.Stack, s string) (user, error) {
-	const limit = 4 << 20
-	name, group, hasGroup := strings.Cut(s, ":")
-	u := user{home: "/"}
-	passwd, err := readIfThere(root, "etc/passwd", limit)
-	if err != nil {
-		return u, err
-	}
-	id, isID := number(name)
-	if name == "" {
-		id, isID = 0, true
-	}
-	found := isID
-	u.uid = id
-	for line := range strings.Lines(string(passwd)) {
-		f := strings.Split(strings.TrimSuffix(line, "\n"), ":")
-		if len(f) < 6 {
-			continue
-		}
-		uid, ok := number(f[2])
-		if !ok || f[0] != name && !(isID && uid == id) {
-			continue
-		}
-		gid, _ := number(f[3])
-		u.uid, u.gid, u.home, found = uid, gid, f[5], true
-		break
-	}
-	if !found {
-		return u, fmt.Errorf("user %q is not in its /etc/passwd", name)
-	}
-	if !hasGroup {
-		return u, nil
-	}
-	if gid, ok := number(group); ok {
-		u.gid = gid
-		return u, nil
-	}
-	groups, err := readIfThere(root, "etc/group", limit)
-	if err != nil {
-		return u, err
-	}
-	for line := range strings.Lines(string(groups)) {
-		f := strings.Split(line, ":")
-		if gid, ok := number(cmp.Or(append(f, "", "")[2])); ok && f[0] == group {
-			u.gid = gid
-			return u, nil
-		}
-	}
-	return u, fmt.Errorf("group %q is not in its /etc/group", group)
-}
-
-func readIfThere(root layer.Stack, rel string, limit int64) ([]byte, error) {
-	b, err := root.ReadFile(rel, limit)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	return b, err
-}
-
-func number(s string) (int, bool) {
-	n, err := strconv.ParseUint(s, 10, 31)
-	return int(n), err == nil
-}
-
-// forward listens on the ports that differ from the app's own and passes
-// connections on. A port that is taken is an error before anything starts.
-func forward(ctx context.Context, ports []Port) (stop func(), err error) {
-	var listeners []net.Listener
-	stop = func() {
-		for _, l := range listeners {
-			l.Close()
-		}
-	}
-	for _, p := range ports {
-		addr := net.JoinHostPort(p.Host, strconv.Itoa(p.Published))
-		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
-		if err != nil {
-			stop()
-			return nil, spec.WithHint(fmt.Errorf("publish port %d: %w", p.Published, err), "choose another one, for example -p %d:%d", p.Published+1, p.Target)
-		}
-		if p.Published == p.Target {
-			// The app listens there itself: it shares the host's network.
-			l.Close()
-			continue
-		}
-		listeners = append(listeners, l)
-		go serve(ctx, l, net.JoinHostPort("127.0.0.1", strconv.Itoa(p.Target)))
-	}
-	return stop, nil
-}
-
-func serve(ctx context.Context, l net.Listener, target string) {
-	for {
-		in, err := l.Accept()
-		if err != nil {
-			return
-		}
-		go func() {
-			defer in.Close()
-			out, err := (&net.Dialer{}).DialContext(ctx, "tcp", target)
-			if err != nil {
-				return
-			}
-			defer out.Close()
-			go func() {
-				io.Copy(out, in)
-				if c, ok := out.(*net.TCPConn); ok {
-					c.CloseWrite()
-				}
-			}()
-			io.Copy(in, out)
-		}()
-	}
-}
+// sandboxHost is the sandbox's name for the machine.
+const sandboxHost = "kiln"
 
 func volumeMounts(volumes []Volume) []sandbox.Mount {
 	var mounts []sandbox.Mount

@@ -25,9 +25,17 @@ func (b *build) openPlaces(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	run, err := b.open(ctx, cmp.Or(b.req.RunImage, b.root.RunImage), b.req.Insecure)
+	name := cmp.Or(b.req.RunImage, b.root.RunImage)
+	run, err := b.open(ctx, name, b.req.Insecure)
 	if err != nil {
 		return fmt.Errorf("run image: %w", err)
+	}
+	cf, err := run.ConfigFile()
+	if err != nil {
+		return fmt.Errorf("read run image %s: %w", name, err)
+	}
+	if err := b.fits("run image "+name, cf); err != nil {
+		return err
 	}
 	to.run, b.to = run, to
 	key, err := b.cacheKey()
