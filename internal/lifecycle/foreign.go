@@ -15,6 +15,9 @@ import (
 // defaultOrder is the order of builders that bring their own.
 const defaultOrder = "/cnb/order.toml"
 
+// defaultLifecycle is where the lifecycle and its SBOMs are.
+const defaultLifecycle = "/cnb/lifecycle"
+
 // detect is the detector.
 func (h Host) detect(ctx context.Context, in inputs, environ []string) error {
 	runner, err := h.runner()
@@ -102,9 +105,14 @@ func (h Host) build(ctx context.Context, in inputs, environ []string) error {
 // dirs are the directories that buildpacks work in. Foreign phases run where
 // the buildpacks run, so they are not mapped.
 func (in inputs) dirs() phase.Dirs {
+	lifecycle := in.launcherSBOM
+	if lifecycle == "" {
+		lifecycle = defaultLifecycle // the builder has no flag for it
+	}
 	return phase.Dirs{
 		App: string(in.app), Layers: string(in.layers), Platform: string(in.platform),
 		BuildConfig: string(in.buildConfig), Buildpacks: string(in.buildpacks), Extensions: string(in.extensions),
+		Lifecycle: string(lifecycle),
 	}
 }
 

@@ -59,6 +59,10 @@ type Places struct {
 	Cache Cache
 	// Place puts a cached layer into <layers>; nil unpacks it there.
 	Place phase.Place
+	// PlaceSBOM does that for the SBOM layers of the last build, where what it
+	// places stays apart from what is written; nil unpacks them and deletes them
+	// before the build.
+	PlaceSBOM phase.PlaceSBOM
 	// AppDiffID is the diffID of the app as it was before the build, if known.
 	AppDiffID string
 

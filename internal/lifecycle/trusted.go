@@ -62,7 +62,7 @@ func (h Host) analyze(ctx context.Context, in inputs) error {
 		return err
 	}
 	var layers *phase.Tree
-	if !in.skipLayers {
+	if !in.skipLayers && p.PlaceSBOM == nil {
 		tree, err := h.tree(in.layers)
 		if err != nil {
 			return err
@@ -131,7 +131,10 @@ func (h Host) restore(ctx context.Context, in inputs) error {
 	if place == nil {
 		place = phase.Extract(layers)
 	}
-	set := phase.RestoreSetting{PlatformAPI: in.api, SkipLayers: in.skipLayers}
+	set := phase.RestoreSetting{
+		PlatformAPI: in.api, SkipLayers: in.skipLayers, ExecEnv: in.execEnv,
+		PlaceSBOM: p.PlaceSBOM, Previous: p.previous.image,
+	}
 	cache, err := p.cache(in)
 	if err != nil {
 		return err

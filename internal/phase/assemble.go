@@ -75,7 +75,7 @@ type Output struct {
 	Image    v1.Image
 	Metadata spec.LifecycleMetadata
 	// DiffIDs are the layers of Input.Layers that were made or reused, by their
-	// path "<escaped id>/<layer>".
+	// path "<escaped id>/<layer>" or "sbom/launch".
 	DiffIDs Known
 	// AppDiffID is the app layer's; "" if slices divide the app.
 	AppDiffID string
@@ -106,7 +106,7 @@ type assembler struct {
 	procs []spec.Process // of Built, their types checked
 
 	mu   sync.Mutex
-	done Known // "<escaped id>/<layer>" to diffID
+	done Known
 }
 
 func newAssembler(ctx context.Context, keep Layers, in Input, sink event.Sink) (*assembler, error) {

@@ -44,7 +44,8 @@ func (x *site) contents() {
 	x.file("layers", "sbom/build/sbom.legacy.json", "null")
 }
 
-// optIn writes the types that buildpacks write again in a build that changes nothing.
+// optIn writes what a build that changes nothing writes: the types of layers,
+// and of the SBOMs only those that no layer keeps.
 func (x *site) optIn() {
 	x.file("layers", "acme_a/dep.toml", types("launch cache")+"[metadata]\nversion = 3\n")
 	x.file("layers", "acme_a/builder.toml", types("build cache")+"[metadata]\nkey = \"k\"\n")
@@ -53,10 +54,7 @@ func (x *site) optIn() {
 	x.file("layers", "acme_a/store.toml", "[metadata]\nseen = 2\n")
 	x.file("layers", "acme_b/a-b.toml", types("launch"))
 	x.file("layers", "acme_b/a.toml", types("launch"))
-	x.file("layers", "sbom/launch/acme_a/dep/sbom.cdx.json", "{}")
-	x.file("layers", "sbom/launch/sbom.legacy.json", "null")
-	x.file("layers", "sbom/cache/acme_a/dep/sbom.cdx.json", "{}")
-	x.file("layers", "sbom/cache/acme_a/builder/sbom.syft.json", "[]")
+	x.file("layers", "sbom/build/sbom.legacy.json", "null")
 }
 
 func imageID(t *testing.T, img v1.Image) string {
@@ -75,8 +73,11 @@ func TestRebuildOfNothingReadsNothing(t *testing.T) {
 	for build := range 2 {
 		x.fresh()
 		x.restore()
-		want := Known{"acme_a/dep": first.DiffIDs["acme_a/dep"], "acme_a/builder": x.known["acme_a/builder"]}
-		if diff := cmp.Diff(want, x.known); diff != "" || want["acme_a/builder"] == "" {
+		want := Known{
+			"acme_a/dep": first.DiffIDs["acme_a/dep"], "acme_a/builder": x.known["acme_a/builder"],
+			"sbom/launch": first.DiffIDs["sbom/launch"], "sbom/cache": x.known["sbom/cache"],
+		}
+		if diff := cmp.Diff(want, x.known); diff != "" || want["acme_a/builder"] == "" || want["sbom/launch"] == "" || want["sbom/cache"] == "" {
 			t.Fatalf("build %d: known layers: %s", build, diff)
 		}
 		x.optIn()
@@ -86,14 +87,14 @@ func TestRebuildOfNothingReadsNothing(t *testing.T) {
 		}
 		// The app's upper directory is the app itself here, so it is touched.
 		for name, l := range x.layerEvents() {
-			if small := name == "image sbom" || name == "image app"; l.Read != 0 && !small || l.Action != "reused" {
+			if l.Read != 0 && name != "image app" || l.Action != "reused" {
 				t.Errorf("build %d: %s: %s, %d bytes read", build, name, l.Action, l.Read)
 			}
 		}
 		if w := x.warnings(); w != nil {
 			t.Errorf("build %d: warnings %q", build, w)
 		}
-		if len(x.layerEvents()) != 10 {
+		if len(x.layerEvents()) != 11 {
 			t.Errorf("build %d: %d layer events: %v", build, len(x.layerEvents()), x.layerEvents())
 		}
 	}
@@ -556,7 +557,7 @@ func TestSaveCacheFailureIsAWarning(t *testing.T) {
 	x.contents()
 	in, out := x.input(), x.assemble()
 	known, err := SaveCache(t.Context(), noCache{}, x.store, in, out, &x.events)
-	if err != nil || len(x.warnings()) != 1 || len(known) != 2 {
+	if err != nil || len(x.warnings()) != 1 || len(known) != 3 {
 		t.Errorf("%v, %v, warnings %q", known, err, x.warnings())
 	}
 	ctx, cancel := context.WithCancel(t.Context())

@@ -75,7 +75,7 @@ func (a *assembler) launchPart(ctx context.Context, e spec.GroupElement, name st
 		p.make = func(context.Context) (v1.Layer, int64, error) { return l, 0, nil }
 		return p, nil
 	}
-	p.make = func(ctx context.Context) (v1.Layer, int64, error) { return a.buildpackLayer(ctx, rel) }
+	p.make = func(ctx context.Context) (v1.Layer, int64, error) { return a.layerAt(ctx, rel) }
 	return p, nil
 }
 
@@ -96,9 +96,8 @@ func (a *assembler) contentsOfPrevious(ctx context.Context, diffID string, types
 	return l, ctx.Err()
 }
 
-// buildpackLayer makes the layer at rel ("<escaped id>/<layer>") of the layers
-// directory.
-func (a *assembler) buildpackLayer(ctx context.Context, rel string) (v1.Layer, int64, error) {
+// layerAt makes the layer at rel (as in Known) of the layers directory.
+func (a *assembler) layerAt(ctx context.Context, rel string) (v1.Layer, int64, error) {
 	parents, err := a.Layers.parents(path.Dir(rel), a.Owner)
 	if err != nil {
 		return nil, 0, err
@@ -108,34 +107,26 @@ func (a *assembler) buildpackLayer(ctx context.Context, rel string) (v1.Layer, i
 
 // sbomParts is the layer of SBOMs, if there are any.
 func (a *assembler) sbomParts(_ context.Context, md *spec.LifecycleMetadata) ([]*part, error) {
-	const rel = "sbom/launch"
 	if !spec.Has(a.PlatformAPI, spec.PlatformSBOM) {
 		return nil, nil
 	}
-	if _, err := a.Layers.Lstat(rel); errors.Is(err, fs.ErrNotExist) {
+	if _, err := a.Layers.Lstat(launchSBOMs); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	} else if err != nil {
 		return nil, err
 	}
 	p := &part{
 		name: "sbom", history: "Software Bill-of-Materials",
-		set: func(diffID string) { md.SBOM = &spec.LayerSHA{SHA: diffID} },
-		make: func(ctx context.Context) (v1.Layer, int64, error) {
-			return a.sbomLayer(ctx, rel)
+		set: func(diffID string) {
+			md.SBOM = &spec.LayerSHA{SHA: diffID}
+			a.remember(launchSBOMs, diffID)
 		},
+		make: func(ctx context.Context) (v1.Layer, int64, error) { return a.layerAt(ctx, launchSBOMs) },
 	}
 	if old := a.Analyzed.Metadata.SBOM; old != nil {
 		p.old = old.SHA
 	}
 	return []*part{p}, nil
-}
-
-func (a *assembler) sbomLayer(ctx context.Context, rel string) (v1.Layer, int64, error) {
-	parents, err := a.Layers.parents(path.Dir(rel), a.Owner)
-	if err != nil {
-		return nil, 0, err
-	}
-	return a.tree(ctx, a.Layers, rel, "", parents)
 }
 
 // appParts is the app: one layer, or the slices and what they leave.

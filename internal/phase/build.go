@@ -24,10 +24,10 @@ import (
 // Buildpack API, "Build").
 //
 // Below dirs.Layers it creates <id>/ for each buildpack, renames layer
-// directories that are for nothing to <layer>.ignore, and replaces sbom/ by the
-// bills of materials of this build; what is left for others to write is the
-// returned value, as config/metadata.toml. What prints goes to sink as
-// event.Output.
+// directories that are for nothing to <layer>.ignore, and makes sbom/ hold the
+// bills of materials of this build and nothing else; one that is there already
+// is not written again. What is left for others to write is the returned value,
+// as config/metadata.toml. What prints goes to sink as event.Output.
 //
 // It stops at the first buildpack that fails: the error carries
 // spec.ExitBuildpack then, ExitBuildpackAPI for one of an unsupported API, and
@@ -55,10 +55,6 @@ type build struct {
 }
 
 func (b *build) run(ctx context.Context, r sandbox.Runner, group spec.Group) (spec.BuildMetadata, error) {
-	// What the restorer left there is from the last build.
-	if err := os.RemoveAll(filepath.Join(b.dirs.Layers, sbomDir)); err != nil {
-		return spec.BuildMetadata{}, fmt.Errorf("remove the SBOMs of the last build: %w", err)
-	}
 	catalog := newCatalog(b.dirs.roots())
 	var members []buildpack.Buildpack
 	for _, e := range group.Group {
@@ -75,8 +71,8 @@ func (b *build) run(ctx context.Context, r sandbox.Runner, group spec.Group) (sp
 		}
 		b.metadata.Buildpacks = append(b.metadata.Buildpacks, bp.Element())
 	}
-	if err := copySBOMs(b.dirs.Layers, b.sboms); err != nil {
-		return spec.BuildMetadata{}, err
+	if err := syncSBOMs(b.dirs, b.sboms); err != nil {
+		return spec.BuildMetadata{}, fmt.Errorf("SBOMs: %w", err)
 	}
 	b.metadata.Extensions = group.GroupExtensions
 	b.metadata.Processes, b.metadata.DefaultProcessType = b.processes.merged()

@@ -378,7 +378,6 @@ func TestBuildSBOMs(t *testing.T) {
 	stale := filepath.Join(w.dirs.Layers, "sbom/launch/gone/sbom.cdx.json")
 	w.write(stale, "{}", 0o666)
 	w.add(pack{name: "acme/a@1", info: `sbom-formats = ["application/vnd.cyclonedx+json; version=1.4", "application/spdx+json", "application/vnd.syft+json"]`, build: `
-[ ! -e $CNB_LAYERS_DIR/../sbom ]
 cd $CNB_LAYERS_DIR
 for n in launch build l lc b none dotted.name; do echo $n > $n.sbom.cdx.json; done
 echo spdx > l.sbom.spdx.json
@@ -388,7 +387,7 @@ printf '[types]\nlaunch = true\n' > l.toml
 printf '[types]\nlaunch = true\ncache = true\n' > lc.toml
 printf '[types]\nbuild = true\n' > b.toml
 printf '[types]\nlaunch = true\n' > dotted.name.toml
-mkdir $CNB_LAYERS_DIR/../sbom; ln -s /etc $CNB_LAYERS_DIR/../sbom/launch
+rm -r $CNB_LAYERS_DIR/../sbom/launch; ln -s /etc $CNB_LAYERS_DIR/../sbom/launch
 `})
 	w.mustBuild(spec.Plan{}, "acme/a@1")
 	dir := filepath.Join(w.dirs.Layers, "sbom")

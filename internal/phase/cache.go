@@ -107,7 +107,7 @@ func (c *cacher) layer(ctx context.Context, name, rel string) (string, error) {
 	if diffID, ok := c.out.DiffIDs[rel]; ok {
 		l, err = c.ensure(ctx, diffID)
 	} else {
-		l, read, err = c.buildpackLayer(ctx, rel)
+		l, read, err = c.layerAt(ctx, rel)
 	}
 	if err != nil {
 		return "", err
@@ -151,19 +151,9 @@ func (c *cacher) ensure(ctx context.Context, diffID string) (v1.Layer, error) {
 
 // sbom keeps <layers>/sbom/cache, and returns its diffID, "" if there is none.
 func (c *cacher) sbom(ctx context.Context) (string, error) {
-	const rel = "sbom/cache"
-	if _, err := c.Layers.Lstat(rel); errors.Is(err, fs.ErrNotExist) {
+	diffID, err := c.layer(ctx, "sbom", cacheSBOMs)
+	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
-	} else if err != nil {
-		return "", err
 	}
-	parents, err := c.Layers.parents(path.Dir(rel), c.Owner)
-	if err != nil {
-		return "", err
-	}
-	l, _, err := c.tree(ctx, c.Layers, rel, "", parents)
-	if err != nil {
-		return "", err
-	}
-	return diffIDOf(l)
+	return diffID, err
 }

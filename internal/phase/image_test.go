@@ -167,7 +167,7 @@ func (x *site) restore() {
 	x.t.Helper()
 	var err error
 	set := AnalyzeSetting{PlatformAPI: testAPI}
-	x.analysis, err = Analyze(x.t.Context(), x.store, Names{Image: "app", Run: runName}, spec.RunTOML{}, set, &x.layers, &x.events)
+	x.analysis, err = Analyze(x.t.Context(), x.store, Names{Image: "app", Run: runName}, spec.RunTOML{}, set, nil, &x.events)
 	if err != nil {
 		x.t.Fatal(err)
 	}
@@ -176,7 +176,14 @@ func (x *site) restore() {
 		tree, err := x.store.Tree(ctx, l)
 		trees <- tree
 		return err
-	}, x.group, x.analysis.Analyzed, x.layers, RestoreSetting{PlatformAPI: testAPI}, &x.events)
+	}, x.group, x.analysis.Analyzed, x.layers, RestoreSetting{
+		PlatformAPI: testAPI, Previous: x.analysis.Previous,
+		PlaceSBOM: func(ctx context.Context, _ string, l v1.Layer) (layer.Stack, error) {
+			tree, err := x.store.Tree(ctx, l)
+			trees <- tree
+			return layer.Stack{Lowers: []string{filepath.Join(tree, "layers")}}, err
+		},
+	}, &x.events)
 	if err != nil {
 		x.t.Fatal(err)
 	}

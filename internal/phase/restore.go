@@ -45,10 +45,22 @@ type RestoreSetting struct {
 	// ExecEnv is CNB_EXEC_ENV; empty is the default. Nothing of a build for
 	// another environment is restored.
 	ExecEnv string
+	// PlaceSBOM, unless it is nil, puts the SBOM layers of the last build in
+	// place for Build: that of Previous, which may be nil, and that of the cache.
+	// Analyze has no need to restore SBOMs then.
+	PlaceSBOM PlaceSBOM
+	Previous  v1.Image
 }
 
+// PlaceSBOM makes an SBOM layer show through at rel (sbom/launch or sbom/cache)
+// of the layers directory, without a byte of it below layers.Upper. It returns
+// where to read it: a view of the layers directory with that layer in it. It
+// fails for layers that it does not place, which is no reason for a warning.
+type PlaceSBOM func(ctx context.Context, rel string, l v1.Layer) (layer.Stack, error)
+
 // Known says which layers are in the layers directory as a tar that exists
-// already has them: "<escaped id>/<layer>" to the tar's diffID.
+// already has them: "<escaped id>/<layer>", or "sbom/launch" and "sbom/cache",
+// to the tar's diffID.
 type Known map[string]string
 
 // Restore gives the buildpacks of group back what they left last time (Platform
@@ -96,7 +108,7 @@ func restore(ctx context.Context, cache CacheReader, place Place, group spec.Gro
 	if err := r.writeMetadata(); err != nil {
 		return nil, err
 	}
-	if err := r.restoreSBOMs(ctx, cached); err != nil {
+	if err := r.restoreSBOMs(ctx, a.Metadata, cached); err != nil {
 		return nil, err
 	}
 	return r.known, r.dropSBOMs()

@@ -1,6 +1,7 @@
 package phase
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -34,7 +35,7 @@ func restoreSBOM(ctx context.Context, previous v1.Image, md spec.LifecycleMetada
 		return err
 	}
 	return withUnpacked(ctx, l, layers, func(aside layer.Stack) error {
-		from, err := aside.Path(layers.inImage("sbom/launch"))
+		from, err := aside.Path(layers.inImage(launchSBOMs))
 		if err != nil {
 			return err
 		}
@@ -62,15 +63,19 @@ func withUnpacked(ctx context.Context, l v1.Layer, layers Tree, use func(layer.S
 	return use(layer.Stack{Upper: aside})
 }
 
+// The layers of SBOMs, as Known has them.
+const (
+	launchSBOMs = sbomDir + "/launch"
+	cacheSBOMs  = sbomDir + "/cache"
+)
+
 // restoreSBOMs puts the SBOMs of restored layers beside them: those of the
-// cache, then those of the previous image, which Analyze left.
-func (r *restorer) restoreSBOMs(ctx context.Context, cached spec.CacheMetadata) error {
+// cache, then those of the previous image.
+func (r *restorer) restoreSBOMs(ctx context.Context, md spec.LifecycleMetadata, cached spec.CacheMetadata) error {
 	if r.cache != nil && cached.SBOM.SHA != "" {
 		l, err := r.cache.Layer(ctx, cached.SBOM.SHA)
 		if err == nil {
-			err = withUnpacked(ctx, l, r.layers, func(aside layer.Stack) error {
-				return r.copySBOMs(aside, r.layers.inImage("sbom/cache"))
-			})
+			err = r.restoreSBOMLayer(ctx, cacheSBOMs, cached.SBOM.SHA, l)
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -79,10 +84,44 @@ func (r *restorer) restoreSBOMs(ctx context.Context, cached spec.CacheMetadata) 
 			warn(r.sink, "the SBOMs of cached layers are not restored: %v", err)
 		}
 	}
-	if err := r.copySBOMs(layer.Stack{Upper: r.layers.Upper}, "sbom/launch"); err != nil {
+	err := r.restoreImageSBOMs(ctx, md)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
 		warn(r.sink, "the SBOMs of the previous image are not restored: %v", err)
 	}
 	return nil
+}
+
+// restoreImageSBOMs takes the SBOMs of the previous image from it or, where
+// Analyze left them, from the layers directory.
+func (r *restorer) restoreImageSBOMs(ctx context.Context, md spec.LifecycleMetadata) error {
+	if r.set.PlaceSBOM == nil {
+		return r.copySBOMs(layer.Stack{Upper: r.layers.Upper}, launchSBOMs)
+	}
+	if r.set.Previous == nil || md.SBOM == nil || md.SBOM.SHA == "" || !spec.Has(r.set.PlatformAPI, spec.PlatformSBOM) {
+		return nil
+	}
+	l, err := layerOf(r.set.Previous, md.SBOM.SHA)
+	if err != nil {
+		return err
+	}
+	return r.restoreSBOMLayer(ctx, launchSBOMs, md.SBOM.SHA, l)
+}
+
+// restoreSBOMLayer copies the SBOMs of restored layers out of a layer, which it
+// puts in place if the host wants that. If not it is only unpacked aside.
+func (r *restorer) restoreSBOMLayer(ctx context.Context, rel, diffID string, l v1.Layer) error {
+	if r.set.PlaceSBOM != nil {
+		if view, err := r.set.PlaceSBOM(ctx, rel, l); err == nil {
+			r.known[rel] = diffID
+			return r.copySBOMs(view, rel)
+		}
+	}
+	return withUnpacked(ctx, l, r.layers, func(aside layer.Stack) error {
+		return r.copySBOMs(aside, r.layers.inImage(rel))
+	})
 }
 
 // copySBOMs copies <from>/<id>/<layer>/sbom.<ext> to <layers>/<id>/<layer>.sbom.<ext>.
@@ -107,6 +146,7 @@ func (r *restorer) copySBOMs(src layer.Stack, from string) error {
 }
 
 // dropSBOMs removes <layers>/sbom, so that nothing stale gets into this build.
+// What PlaceSBOM placed is elsewhere, and Build sees to it.
 func (r *restorer) dropSBOMs() error {
 	return layer.Remove(filepath.Join(r.layers.Upper, sbomDir))
 }
@@ -115,22 +155,28 @@ func (r *restorer) dropSBOMs() error {
 // rel below <layers>/sbom, for Assemble and for the platform to find. Its mode
 // does not depend on the umask, since it is in a layer's tar.
 func PutSBOM(layers Tree, rel string, body []byte) error {
+	file := path.Join(sbomDir, rel)
+	if fi, err := layers.Lstat(file); err == nil && fi.Mode() == sbomMode {
+		// Written again it would be the same, and the layer would count as touched.
+		if there, err := layers.ReadFile(file, maxSBOM); err == nil && bytes.Equal(there, body) {
+			return nil
+		}
+	}
 	root, err := os.OpenRoot(layers.Upper)
 	if err != nil {
 		return err
 	}
 	defer root.Close()
-	file := path.Join(sbomDir, rel)
 	for i, c := range file {
 		if c != '/' {
 			continue
 		}
-		err := root.Mkdir(file[:i], 0o755)
+		err := root.Mkdir(file[:i], layersDirMode)
 		if errors.Is(err, fs.ErrExist) {
 			continue
 		}
 		if err == nil {
-			err = root.Chmod(file[:i], 0o755)
+			err = root.Chmod(file[:i], layersDirMode)
 		}
 		if err != nil {
 			return fmt.Errorf("SBOM %s: %w", rel, err)
@@ -140,8 +186,8 @@ func PutSBOM(layers Tree, rel string, body []byte) error {
 	if err := root.RemoveAll(file); err != nil {
 		return fmt.Errorf("SBOM %s: %w", rel, err)
 	}
-	if err := root.WriteFile(file, body, 0o644); err != nil {
+	if err := root.WriteFile(file, body, sbomMode); err != nil {
 		return fmt.Errorf("SBOM %s: %w", rel, err)
 	}
-	return root.Chmod(file, 0o644)
+	return root.Chmod(file, sbomMode)
 }

@@ -3,7 +3,6 @@ package phase
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -26,10 +25,35 @@ const (
 	legacySBOMBody = "null"
 )
 
+// Modes of <layers>/sbom, whatever the umask is: they are in a layer's tar.
+const (
+	sbomMode    fs.FileMode = 0o644
+	sbomDirMode             = fs.ModeDir | layersDirMode
+)
+
 // sbomFile is an SBOM and its places below <layers>/sbom.
 type sbomFile struct {
 	dir, file string   // the buildpack's layers directory and the name in it
 	to        []string // e.g. launch/<escaped id>/<layer>/sbom.cdx.json
+}
+
+// open opens the SBOM, and says how many bytes it has.
+func (f sbomFile) open() (*os.File, int64, error) {
+	src, err := layer.Stack{Upper: f.dir}.Open(f.file)
+	if err != nil {
+		return nil, 0, err
+	}
+	fi, err := src.Stat()
+	switch {
+	case err != nil:
+	case !fi.Mode().IsRegular():
+		err = fmt.Errorf("not a regular file: %w", fs.ErrInvalid)
+	case fi.Size() > maxSBOM:
+		err = fmt.Errorf("%d bytes, more than %d: %w", fi.Size(), maxSBOM, fs.ErrInvalid)
+	default:
+		return src, fi.Size(), nil
+	}
+	return nil, 0, errors.Join(err, src.Close())
 }
 
 // sbomFiles says where the SBOMs of a buildpack go: those about the image and
@@ -61,57 +85,4 @@ func sbomFiles(bp buildpack.Buildpack, dir string, out buildpack.Outputs) []sbom
 		files = append(files, f)
 	}
 	return files
-}
-
-// copySBOMs makes <layers>/sbom anew. Buildpacks can write to <layers>, so
-// whatever is at that name goes first, and nothing is followed out of it.
-func copySBOMs(layers string, files []sbomFile) error {
-	path := filepath.Join(layers, sbomDir)
-	if err := os.RemoveAll(path); err != nil {
-		return fmt.Errorf("remove %s: %w", path, err)
-	}
-	if err := os.Mkdir(path, 0o777); err != nil {
-		return err
-	}
-	root, err := os.OpenRoot(path)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	for _, f := range files {
-		for _, to := range f.to {
-			if err := copySBOM(root, f, to); err != nil {
-				return fmt.Errorf("copy %s to %s: %w", filepath.Join(f.dir, f.file), filepath.Join(path, to), err)
-			}
-		}
-	}
-	for _, kind := range []string{"launch", "build"} {
-		if err := root.MkdirAll(kind, 0o777); err != nil {
-			return err
-		}
-		if err := root.WriteFile(filepath.Join(kind, legacySBOM), []byte(legacySBOMBody), 0o666); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func copySBOM(root *os.Root, f sbomFile, to string) error {
-	src, err := layer.Stack{Upper: f.dir}.Open(f.file)
-	if err != nil {
-		return err
-	}
-	defer src.Close()
-	if err := root.MkdirAll(filepath.Dir(to), 0o777); err != nil {
-		return err
-	}
-	dst, err := root.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
-	if err != nil {
-		return err
-	}
-	n, err := io.Copy(dst, io.LimitReader(src, maxSBOM+1))
-	if n > maxSBOM {
-		err = fmt.Errorf("more than %d bytes: %w", maxSBOM, fs.ErrInvalid)
-	}
-	return errors.Join(err, dst.Close())
 }

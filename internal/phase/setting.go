@@ -16,6 +16,8 @@ type Dirs struct {
 	BuildConfig string // <build-config>: the operator's variables in env/
 	Buildpacks  string // <buildpacks>/<escaped id>/<version>
 	Extensions  string // <extensions>/<escaped id>/<version>
+	// Lifecycle is where the lifecycle and the SBOMs of its own are, "" for nowhere.
+	Lifecycle string
 }
 
 // Setting is what else the buildpacks of a build depend on.
