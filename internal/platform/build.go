@@ -224,14 +224,7 @@ func (b *build) layOut(ctx context.Context, sel selection) error {
 	if err := writeEnv(platformDir, env); err != nil {
 		return err
 	}
-	b.inside = map[string]sandbox.Mount{
-		dirLayers:   {Target: dirLayers, Overlay: &b.layers},
-		dirApp:      {Target: dirApp, Overlay: &b.work},
-		dirPlatform: {Target: dirPlatform, Source: platformDir, ReadOnly: true},
-	}
-	for _, v := range volumeMounts(b.req.Volumes) {
-		b.inside[v.Target] = v
-	}
+	b.setPlaces(platformDir, b.req.Volumes)
 	sources, err := debianSources(b.req.Mirror, builtinSuite)
 	if err != nil {
 		sources = nil // a builder of another distribution needs no Debian mirror
@@ -242,6 +235,19 @@ func (b *build) layOut(ctx context.Context, sel selection) error {
 	}
 	b.facts = append(facts, extra.Mounts...)
 	return nil
+}
+
+// setPlaces says what belongs to the places of the build container that a step
+// may name.
+func (b *build) setPlaces(platformDir string, volumes []Volume) {
+	b.inside = map[string]sandbox.Mount{
+		dirLayers:   {Target: dirLayers, Overlay: &b.layers},
+		dirApp:      {Target: dirApp, Overlay: &b.work},
+		dirPlatform: {Target: dirPlatform, Source: platformDir, ReadOnly: true},
+	}
+	for _, v := range volumeMounts(volumes) {
+		b.inside[v.Target] = v
+	}
 }
 
 // mounts is what a foreign step sees over the builder's root: this host's
