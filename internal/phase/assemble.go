@@ -3,6 +3,8 @@ package phase
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -305,28 +307,18 @@ func beginsWith(l v1.Layer, head []byte) bool {
 	return err == nil && bytes.Equal(got, head)
 }
 
-// put keeps a layer that is small enough to be made in memory. One that is
-// there already is not written again.
+// put keeps a layer that is made of memory. Its bytes are made once to know
+// which they are, and once more only if they are not there already.
 func (a *assembler) put(ctx context.Context, write func(io.Writer) error) (v1.Layer, error) {
-	var b bytes.Buffer
-	if err := write(&b); err != nil {
+	sum := sha256.New()
+	if err := write(sum); err != nil {
 		return nil, err
 	}
-	h, _, err := v1.SHA256(bytes.NewReader(b.Bytes()))
-	if err != nil {
-		return nil, err
+	l, err := a.keep.Layer(ctx, "sha256:"+hex.EncodeToString(sum.Sum(nil)))
+	if errors.Is(err, image.ErrNotFound) {
+		return a.keep.PutLayer(ctx, write)
 	}
-	l, err := a.keep.Layer(ctx, h.String())
-	if err == nil {
-		return l, nil
-	}
-	if !errors.Is(err, image.ErrNotFound) {
-		return nil, err
-	}
-	return a.keep.PutLayer(ctx, func(w io.Writer) error {
-		_, err := w.Write(b.Bytes())
-		return err
-	})
+	return l, err
 }
 
 func (a *assembler) remember(rel, diffID string) {
