@@ -1,10 +1,12 @@
 package platform
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"net"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -18,22 +20,25 @@ type Port struct {
 	Target    int
 }
 
+// portForm finds the parts of a published port; an IPv6 address is in brackets.
+var portForm = regexp.MustCompile(`^(?:(\[[^\[\]]+\]|[^:\[\]]+):)??([0-9]+)(?::([0-9]+))?$`)
+
 // ParsePort reads docker's form: [ADDRESS:]PORT[:APP-PORT].
 func ParsePort(s string) (Port, error) {
-	parts := strings.Split(s, ":")
-	p := Port{Host: "127.0.0.1"}
-	if len(parts) == 3 {
-		p.Host, parts = parts[0], parts[1:]
+	m := portForm.FindStringSubmatch(s)
+	if m == nil {
+		return Port{}, badInput(fmt.Errorf("port %q: want [ADDRESS:]PORT[:APP-PORT]", s), "for example -p 8080:5000")
 	}
-	if len(parts) > 2 {
-		return p, badInput(fmt.Errorf("port %q: want [ADDRESS:]PORT[:APP-PORT]", s), "for example -p 8080:5000")
-	}
-	for i, to := range []*int{&p.Published, &p.Target} {
-		n, err := strconv.Atoi(parts[min(i, len(parts)-1)])
-		if err != nil || n < 1 || n > 65535 {
-			return p, badInput(fmt.Errorf("port %q: %q is no port number", s, parts[min(i, len(parts)-1)]), "ports are numbers from 1 to 65535")
+	p := Port{Host: cmp.Or(strings.Trim(m[1], "[]"), "127.0.0.1")}
+	for _, x := range []struct {
+		text string
+		to   *int
+	}{{m[2], &p.Published}, {cmp.Or(m[3], m[2]), &p.Target}} {
+		n, err := strconv.ParseUint(x.text, 10, 16)
+		if err != nil || n == 0 {
+			return Port{}, badInput(fmt.Errorf("port %q: %s is no port number", s, x.text), "ports are numbers from 1 to 65535")
 		}
-		*to = n
+		*x.to = int(n)
 	}
 	return p, nil
 }

@@ -10,7 +10,9 @@ import (
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
+
 	"github.com/kilnbuild/kiln/internal/spec"
+	"github.com/kilnbuild/kiln/internal/store"
 )
 
 // Request is what a person asks for when they type `kiln build`. It is plain
@@ -146,24 +148,21 @@ type ImageName struct {
 // ParseImageName checks a name that an image is to get: a tag, never a digest.
 func ParseImageName(s string) (ImageName, error) {
 	tag, err := name.NewTag(s, name.WeakValidation)
-	if err != nil {
+	var short string
+	if err == nil {
+		short, err = store.Name(tag.Name())
+	}
+	// The parser takes the dots of a path like ./my-app for a host.
+	if err != nil || strings.HasPrefix(s, ".") {
 		hint := "a name looks like my-app, my-app:1.2 or registry.example.com/team/my-app"
-		lower := strings.ToLower(s)
-		if _, err := name.NewTag(lower, name.WeakValidation); err == nil && lower != s {
+		if lower := strings.ToLower(s); lower != s {
 			hint = fmt.Sprintf("names are lower case: did you mean %q?", lower)
 		} else if strings.Contains(s, "@") {
 			hint = "a new image gets a name and a tag; its digest is only known when it is built"
 		}
 		return ImageName{}, badInput(fmt.Errorf("image name %q: not a valid reference", s), hint)
 	}
-	return ImageName{Short: shortName(tag), Full: tag.Name(), Registry: tag.RegistryStr()}, nil
-}
-
-func shortName(tag name.Tag) string {
-	repo := tag.Context().Name()
-	repo = strings.TrimPrefix(repo, name.DefaultRegistry+"/")
-	repo = strings.TrimPrefix(repo, "library/")
-	return repo + ":" + tag.TagStr()
+	return ImageName{Short: short, Full: tag.Name(), Registry: tag.RegistryStr()}, nil
 }
 
 // badInput marks an error as the caller's to mend.
