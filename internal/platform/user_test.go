@@ -1,0 +1,183 @@
+package platform
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+)
+
+// tree writes files (path -> content) below a new directory.
+func tree(t *testing.T, files map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, content := range files {
+		file := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+func stackOf(t *testing.T, files map[string]string) layer.Stack {
+	return layer.Stack{Lowers: []string{tree(t, files)}}
+}
+
+func TestFindUser(t *testing.T) {
+	root := stackOf(t, map[string]string{
+		"etc/passwd": "root:x:0:0:root:/root:/bin/sh\n" +
+			"cnb:x:1000:1001::/home/cnb:/bin/sh\n" +
+			"short:x:5\n" +
+			"1234:x:77:78::/home/digits:/bin/sh\n" +
+			"broken:x:abc:1::/home/b:\n" +
+			"nogroup:x:9:x::/home/n:\n" +
+			"huge:x:4294967296:1::/h:\n" +
+			"nohome:x:12:13:::\n" +
+			"last:x:88:89::/home/last:/bin/sh",
+		"etc/group": "root:x:0:\nstaff:x:50:cnb\nshort:x\nbad:x:-1:\n",
+	})
+	for s, want := range map[string]user{
+		"":           {0, 0, "/root"},
+		"root":       {0, 0, "/root"},
+		"cnb":        {1000, 1001, "/home/cnb"},
+		"1000":       {1000, 1001, "/home/cnb"},
+		"1000:1000":  {1000, 1000, "/home/cnb"},
+		"cnb:staff":  {1000, 50, "/home/cnb"},
+		"cnb:7":      {1000, 7, "/home/cnb"},
+		"4242":       {4242, 0, "/"},
+		"4242:staff": {4242, 50, "/"},
+		"last":       {88, 89, "/home/last"},
+		"nohome":     {12, 13, "/"},
+		":staff":     {0, 50, "/root"},
+		"2147483647": {2147483647, 0, "/"},
+	} {
+		got, err := findUser(root, s)
+		if err != nil || got != want {
+			t.Errorf("%q: %+v, %v; want %+v", s, got, err, want)
+		}
+	}
+	for _, s := range []string{"nobody", "short", "broken", "nogroup", "huge", "cnb:nobody", "cnb:", "cnb:bad", "cnb:short", "-1", "2147483648", "root\n", "cnb:staff:x"} {
+		if got, err := findUser(root, s); err == nil {
+			t.Errorf("%q: no error but %+v", s, got)
+		}
+	}
+}
+
+// What an image has for accounts files is hostile until shown otherwise.
+func TestFindUserInHostileImages(t *testing.T) {
+	host := tree(t, map[string]string{"passwd": "evil:x:0:0::/:\n"})
+	linked := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(linked, "etc"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(filepath.Join(host, "passwd"), filepath.Join(linked, "etc", "passwd")); err != nil {
+		t.Fatal(err)
+	}
+	etcLinked := t.TempDir()
+	if err := os.Symlink(host, filepath.Join(etcLinked, "etc")); err != nil {
+		t.Fatal(err)
+	}
+	for name, dir := range map[string]string{
+		"passwd is a link to the host":      linked,
+		"etc is a link to the host":         etcLinked,
+		"passwd is larger than any is":      tree(t, map[string]string{"etc/passwd": strings.Repeat("x", accountsLimit) + "\nevil:x:0:0::/:\n"}),
+		"passwd is a directory":             tree(t, map[string]string{"etc/passwd/x": ""}),
+		"passwd has no line ends, and NULs": tree(t, map[string]string{"etc/passwd": "\x00\x00evil:x"}),
+		"there is nothing":                  t.TempDir(),
+	} {
+		if got, err := findUser(layer.Stack{Lowers: []string{dir}}, "evil"); err == nil {
+			t.Errorf("%s: evil is %+v", name, got)
+		}
+	}
+	if got, err := findUser(layer.Stack{Lowers: []string{t.TempDir()}}, "1000:1000"); err != nil || got != (user{1000, 1000, "/"}) {
+		t.Errorf("ids need no accounts: %+v, %v", got, err)
+	}
+}
+
+func FuzzFindUser(f *testing.F) {
+	f.Add("cnb:x:1000:1000::/home/cnb:/bin/sh\n", "g:x:5:\n", "cnb:g")
+	f.Add("::::::", ":::", ":")
+	f.Fuzz(func(t *testing.T, passwd, group, s string) {
+		u, err := findUser(stackOf(t, map[string]string{"etc/passwd": passwd, "etc/group": group}), s)
+		if err == nil && (u.uid < 0 || u.gid < 0 || u.home == "") {
+			t.Errorf("%q in %q, %q is %+v", s, passwd, group, u)
+		}
+	})
+}
+
+func TestCommandLine(t *testing.T) {
+	app := v1.Config{Entrypoint: []string{"/cnb/process/web"}, Cmd: []string{}}
+	bare := v1.Config{Entrypoint: []string{"/cnb/lifecycle/launcher"}}
+	plain := v1.Config{Entrypoint: []string{"/bin/app", "--serve"}, Cmd: []string{"default"}}
+	shell := v1.Config{Cmd: []string{"/bin/sh"}}
+	for _, x := range []struct {
+		name   string
+		req    RunRequest
+		config v1.Config
+		want   []string
+	}{
+		{"the default process", RunRequest{}, app, []string{"/cnb/process/web"}},
+		{"with arguments", RunRequest{Args: []string{"a", "--b"}}, app, []string{"/cnb/process/web", "a", "--b"}},
+		{"another process", RunRequest{Entrypoint: "worker"}, app, []string{"/cnb/process/worker"}},
+		{"another process with arguments", RunRequest{Entrypoint: "worker", Args: []string{"x"}}, app, []string{"/cnb/process/worker", "x"}},
+		{"a program", RunRequest{Entrypoint: "/bin/ls", Args: []string{"/"}}, app, []string{"/bin/ls", "/"}},
+		{"a command goes through the launcher", RunRequest{Command: []string{"env", "-0"}}, app, []string{"/cnb/lifecycle/launcher", "--", "env", "-0"}},
+		{"also where no process is the default", RunRequest{Command: []string{"env"}}, bare, []string{"/cnb/lifecycle/launcher", "--", "env"}},
+		{"an image without lifecycle has its command", RunRequest{}, plain, []string{"/bin/app", "--serve", "default"}},
+		{"which arguments replace", RunRequest{Args: []string{"x"}}, plain, []string{"/bin/app", "--serve", "x"}},
+		{"and runs a command as it is", RunRequest{Command: []string{"/bin/ls"}}, plain, []string{"/bin/ls"}},
+		{"a CMD alone", RunRequest{}, shell, []string{"/bin/sh"}},
+		{"a command where there is only a CMD", RunRequest{Command: []string{"ls"}}, shell, []string{"ls"}},
+		{"nothing at all", RunRequest{}, v1.Config{}, nil},
+	} {
+		got := commandLine(x.req, x.config)
+		if diff := cmp.Diff(x.want, got); diff != "" && len(x.want)+len(got) > 0 {
+			t.Errorf("%s: %s", x.name, diff)
+		}
+	}
+	// The config of an image is shared: an answer must not grow into it.
+	entry := append(make([]string, 0, 8), "/bin/app")
+	commandLine(RunRequest{Args: []string{"secret"}}, v1.Config{Entrypoint: entry})
+	if spare := entry[:2]; spare[1] != "" {
+		t.Errorf("the image's config was written to: %q", spare)
+	}
+}
+
+func TestRunEnv(t *testing.T) {
+	config := v1.Config{Env: []string{"PATH=/bin", "A=image", "A=image again", "EMPTY=", "EQ=a=b", "PORT=1"}}
+	u := user{home: "/home/cnb"}
+	want := []string{"A=user", "EMPTY=", "EQ=a=b", "HOME=/home/cnb", "HOSTNAME=kiln", "NEW=", "PATH=/bin", "PORT=5000"}
+	got := runEnv(RunRequest{Env: map[string]string{"A": "user", "NEW": ""}, Ports: []Port{{Published: 8080, Target: 5000}, {Published: 1, Target: 2}}}, config, u)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	got = runEnv(RunRequest{Env: map[string]string{"PORT": "9", "HOME": "/x"}, Ports: []Port{{Published: 8080, Target: 5000}}}, v1.Config{Env: []string{"HOME=/image"}}, u)
+	if diff := cmp.Diff([]string{"HOME=/x", "HOSTNAME=kiln", "PORT=9"}, got); diff != "" {
+		t.Errorf("what the user gives comes last: %s", diff)
+	}
+}
+
+func TestHasProcess(t *testing.T) {
+	root := stackOf(t, map[string]string{"cnb/process/web": "", "cnb/process/worker": ""})
+	for _, ok := range []string{"", "web", "worker", "/bin/anything"} {
+		if err := hasProcess(root, ok); err != nil {
+			t.Errorf("%q: %v", ok, err)
+		}
+	}
+	err := hasProcess(root, "wen")
+	wantBadInput(t, err, "wen")
+	for _, bad := range []string{"../../etc/passwd", "web/x"} {
+		if err := hasProcess(root, bad); err == nil {
+			t.Errorf("%q: no error", bad)
+		}
+	}
+}
