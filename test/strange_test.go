@@ -331,7 +331,7 @@ func TestAppThatChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
-	stopped := make(chan struct{})
+	started, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
 		f, err := os.OpenFile(filepath.Join(source, "log"), os.O_WRONLY|os.O_APPEND, 0)
@@ -339,11 +339,14 @@ func TestAppThatChanges(t *testing.T) {
 			return
 		}
 		defer f.Close()
+		f.WriteString("first\n")
+		close(started)
 		for ctx.Err() == nil {
 			f.WriteString("line\n")
-			time.Sleep(time.Millisecond)
+			time.Sleep(100 * time.Microsecond)
 		}
 	}()
+	<-started
 	args := []string{"build", "changing", "--path", source, "--buildpack", bp, "--quiet"}
 	refuses(t, kilnCommand(t.Context(), t, args...), 1, source, "changed while")
 	stop()

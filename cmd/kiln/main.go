@@ -111,7 +111,7 @@ var exitCodes = []struct {
 	{exitNotFound, "no such image or repository"},
 	{exitUnauthorized, "a registry refused access"},
 	{exitSandbox, "this host gives no way to isolate the build; kiln doctor says why"},
-	{exitDiskFull, "no space left on the disk, or over quota"},
+	{exitDiskFull, "no space left on the disk, over quota, or a file over the limit"},
 	{exitNetwork, "a registry or mirror could not be reached, or asked to come back later"},
 	{spec.ExitPlatformAPI, "platform API not supported"},
 	{spec.ExitBuildpackAPI, "a buildpack's API is not supported"},
@@ -146,8 +146,10 @@ func exitCode(err error) int {
 		return run.Code
 	case errors.As(err, new(*sandbox.UnavailableError)):
 		return exitSandbox
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EFBIG):
 		return exitDiskFull
+	case errors.Is(err, syscall.EROFS):
+		return exitInvalid
 	case errors.Is(err, image.ErrUnauthorized):
 		return exitUnauthorized
 	case errors.Is(err, image.ErrNotFound):
@@ -165,10 +167,7 @@ func (k *kiln) report(err error) int {
 	if err == nil || errors.As(err, new(childExit)) || code == exitSignal+int(syscall.SIGPIPE) {
 		return code
 	}
-	hint := spec.HintOf(err)
-	if u := new(sandbox.UnavailableError); errors.As(err, &u) {
-		hint = u.Hint()
-	}
+	hint := hintOf(err)
 	if k.failures != nil {
 		k.failures.Emit(event.Failed{Message: err.Error(), Hint: hint, ExitCode: code})
 	}
@@ -184,6 +183,24 @@ func (k *kiln) report(err error) int {
 		fmt.Fprintf(k.stderr, "%s %s\n", paint("\x1b[36m", "hint:"), cleanLines(hint))
 	}
 	return code
+}
+
+// hintOf is what the user can do about err.
+func hintOf(err error) string {
+	if u := new(sandbox.UnavailableError); errors.As(err, &u) {
+		return u.Hint()
+	}
+	hint := spec.HintOf(err)
+	switch {
+	case hint != "":
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		hint = "free some space there; kiln store gc removes what no image and no cache needs"
+	case errors.Is(err, syscall.EFBIG):
+		hint = "ulimit -f, or the file system there, limits how large a file may be"
+	case errors.Is(err, syscall.EROFS):
+		hint = "name a directory that can be written to; for images that is --store, or KILN_STORE"
+	}
+	return hint
 }
 
 // cleanLines makes text that may hold foreign words safe for a terminal, line
