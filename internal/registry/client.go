@@ -42,6 +42,9 @@ type client struct {
 	mu     sync.Mutex // held during the handshake
 	http   *http.Client
 	scopes []string
+
+	secretsMu sync.Mutex
+	secrets   []string // what hide takes out of texts
 }
 
 // parse reads ref, which may be short ("ubuntu"), as docker does.
@@ -108,6 +111,7 @@ func (c *client) connect(ctx context.Context) (*http.Client, error) {
 		return nil, fmt.Errorf("look up credentials: %w", err)
 	}
 	c.anonymous.Store(auth == authn.Anonymous)
+	c.keepSecret(auth)
 	tr, err := transport.NewWithContext(ctx, c.repo.Registry, auth, transport.NewUserAgent(c.registry.chain(c.insecure), "kiln"), c.scopes)
 	if err != nil {
 		return nil, err

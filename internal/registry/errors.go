@@ -10,10 +10,12 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strings"
 	"syscall"
 	"unicode"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
 	"github.com/kilnbuild/kiln/internal/image"
@@ -55,7 +57,7 @@ func (c *client) fail(s side, ref string, err error) error {
 	if te, ok := errors.AsType[*transport.Error](err); ok && !cert {
 		return c.failStatus(s, ref, te)
 	}
-	said := &redacted{text: cause(err), err: err}
+	said := &redacted{text: c.hide(cause(err)), err: err}
 	if unreachable(err) {
 		said.also = image.ErrUnavailable
 	}
@@ -91,7 +93,7 @@ func (r *redacted) Is(target error) bool { return r.also != nil && target == r.a
 // failStatus is fail for a registry that answered.
 func (c *client) failStatus(s side, ref string, te *transport.Error) error {
 	host := c.repo.RegistryStr()
-	said := fmt.Sprintf("%s answered %s", host, status(te))
+	said := c.hide(fmt.Sprintf("%s answered %s", host, status(te)))
 	text := func(sentinel error) error {
 		if sentinel == nil {
 			r := &redacted{text: said, err: te}
@@ -156,8 +158,46 @@ func printable(s string) string {
 	return strings.TrimSpace(s)
 }
 
+// credential is what an Authorization header holds; words are let through.
+var credential = regexp.MustCompile(`(?i)\b(basic|bearer)\s+[a-z0-9+/._~-]*[0-9=][a-z0-9+/=._~-]*`)
+
+// hide takes credentials out of a text: there are servers that repeat in an
+// error what they were sent.
+func (c *client) hide(text string) string {
+	c.secretsMu.Lock()
+	defer c.secretsMu.Unlock()
+	for _, s := range c.secrets {
+		text = strings.ReplaceAll(text, s, "[hidden]")
+	}
+	return credential.ReplaceAllString(text, "$1 [hidden]")
+}
+
+// keepSecret makes hide know the parts of auth that nobody should see.
+func (c *client) keepSecret(auth authn.Authenticator) {
+	cfg, err := auth.Authorization()
+	if err != nil || cfg == nil {
+		return // the handshake will fail with it
+	}
+	c.secretsMu.Lock()
+	defer c.secretsMu.Unlock()
+	c.secrets = nil
+	for _, s := range []string{cfg.Auth, cfg.Password, cfg.IdentityToken, cfg.RegistryToken} {
+		if len(s) > 3 { // a shorter one is in every text
+			c.secrets = append(c.secrets, s)
+		}
+	}
+}
+
 // cause is the reason in err, without the URL of the request.
 func cause(err error) string {
+	if errors.Is(err, http.ErrSchemeMismatch) {
+		// Plain HTTP was allowed and tried next; what came of that is the reason.
+		for _, e := range []error{syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE, io.ErrUnexpectedEOF, io.EOF} {
+			if errors.Is(err, e) {
+				return cause(e)
+			}
+		}
+	}
 	if te, ok := errors.AsType[*transport.Error](err); ok {
 		return "answered " + status(te)
 	}
@@ -187,6 +227,8 @@ func cause(err error) string {
 
 // hint says what to do about a failure without an answer.
 func hint(host string, err error) string {
+	broken := errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF) ||
+		errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, errCutShort)
 	if ue, ok := errors.AsType[*url.Error](err); ok {
 		// The handshake reports TLS and then the plain HTTP that was refused;
 		// the first is the reason.
@@ -208,6 +250,8 @@ func hint(host string, err error) string {
 		return "check that this machine has a network and a name server"
 	}
 	switch {
+	case broken:
+		return fmt.Sprintf("%s, or a proxy on the way to it, is in trouble: try again later", host)
 	case errors.Is(err, http.ErrSchemeMismatch):
 		return fmt.Sprintf("if you trust the network up to it: `--insecure-registry %s`", host)
 	case errors.Is(err, errPlainHTTP), errors.Is(err, errDowngrade):

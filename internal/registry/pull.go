@@ -434,7 +434,7 @@ func (b *blobReader) Close() error {
 // notify tells of a wait.
 func (c *client) notify(err error) func(time.Duration, int, int) {
 	return func(d time.Duration, n, of int) {
-		c.registry.events.Emit(event.Message{Level: event.Warn, Text: waiting(c.repo.RegistryStr(), cause(err), d, n, of)})
+		c.registry.events.Emit(event.Message{Level: event.Warn, Text: waiting(c.repo.RegistryStr(), c.hide(cause(err)), d, n, of)})
 	}
 }
 
