@@ -85,6 +85,9 @@ func (p *Platform) snapshot(ctx context.Context, source string, sel selection, s
 	if err := layer.CopyTree(ctx, a.Dir, layer.Stack{Upper: source}, skip); err != nil {
 		return fail(err)
 	}
+	if err := sel.prune(a.Dir); err != nil {
+		return fail(err)
+	}
 	if again, _, err := layer.Fingerprint(ctx, source, skip); err != nil || again != sum {
 		return fail(errors.Join(err, spec.WithHint(errors.New("it changed while it was being copied"), "build again when nothing writes to it")))
 	}

@@ -133,7 +133,7 @@ func (p *Platform) prepare(ctx context.Context, req Request) (b *build, err erro
 	if err := b.openPlaces(ctx); err != nil {
 		return b, err
 	}
-	if err := b.layOut(ctx, selection{include: parsePatterns(project.Include), exclude: parsePatterns(project.Exclude)}); err != nil {
+	if err := b.layOut(ctx, selectionOf(project)); err != nil {
 		return b, err
 	}
 	b.places.AppDiffID = b.app.DiffID

@@ -7,6 +7,8 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"syscall"
 
 	"github.com/kilnbuild/kiln/internal/event"
 	"github.com/kilnbuild/kiln/internal/spec"
@@ -15,6 +17,10 @@ import (
 // selection says which files of the source directory belong to the app.
 type selection struct {
 	include, exclude patterns
+}
+
+func selectionOf(p spec.Project) selection {
+	return selection{include: parsePatterns(p.Include), exclude: parsePatterns(p.Exclude)}
 }
 
 // skips says whether rel stays out. Directories stay in when include may name
@@ -27,6 +33,37 @@ func (s selection) skips(rel string, isDir bool) bool {
 		return !isDir && !s.include.match(rel, isDir)
 	}
 	return false
+}
+
+// prune removes the directories that were only walked through on the way to
+// what include names: nothing is in them, and no pattern names them.
+func (s selection) prune(root string) error {
+	if s.include == nil {
+		return nil
+	}
+	var dirs []string
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() && path != root {
+			dirs = append(dirs, path)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, dir := range slices.Backward(dirs) {
+		rel, err := filepath.Rel(root, dir)
+		if err != nil {
+			return err
+		}
+		if s.include.match(filepath.ToSlash(rel), true) {
+			continue
+		}
+		if err := os.Remove(dir); err != nil && !errors.Is(err, syscall.ENOTEMPTY) {
+			return err
+		}
+	}
+	return nil
 }
 
 // readProject reads the request's project descriptor. Without one named, a
