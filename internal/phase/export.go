@@ -81,7 +81,9 @@ func (e *exporter) write(ctx context.Context, ref string) error {
 	source, ok := e.target.(image.Source)
 	if ok {
 		var err error
-		if written, err = source.Image(ctx, ref); err != nil {
+		if written, err = source.Image(ctx, ref); errors.Is(err, image.ErrNotFound) {
+			return fmt.Errorf("read it back: somebody has removed it already: %w", err)
+		} else if err != nil {
 			return fmt.Errorf("read it back: %w", err)
 		}
 	}

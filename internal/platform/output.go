@@ -2,6 +2,7 @@ package platform
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -72,6 +73,9 @@ func (o *output) deliver(ctx context.Context, d *destinations, ref string, img v
 		return err
 	}
 	written, err := o.Image(ctx, ref)
+	if errors.Is(err, image.ErrNotFound) {
+		err = fmt.Errorf("somebody has removed it already: %w", err)
+	}
 	if err == nil {
 		err = sameID(img, written)
 	}
