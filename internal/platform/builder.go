@@ -143,7 +143,7 @@ func describeBuilder(name string, cf *v1.ConfigFile) (Builder, error) {
 		if err != nil || n < 0 {
 			return b, badInput(fmt.Errorf("builder %s: %s=%s is not a number", name, x.name, env[x.name]), "the builder is broken: ask its author")
 		}
-		if n == 0 {
+		if n == 0 && x.to == &b.UID {
 			return b, badInput(fmt.Errorf("builder %s: %s is 0: buildpacks must not run as root", name, x.name), "the builder is broken: ask its author")
 		}
 		*x.to = int(n)

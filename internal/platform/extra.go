@@ -46,6 +46,9 @@ func (p *Platform) findBuildpacks(ctx context.Context, req Request, b builderRoo
 	return x, nil
 }
 
+// findBuildpack looks one name up: a folder first, then the builder, then a
+// registry. "urn:cnb:builder:" and "from=builder:" say that the builder is
+// meant, "docker://" and "file://" the other two.
 func (p *Platform) findBuildpack(ctx context.Context, name string, insecure []string, b builderRoot, x *extras) (spec.GroupElement, error) {
 	bare := strings.TrimPrefix(strings.TrimPrefix(name, "from=builder:"), "urn:cnb:builder:")
 	dir := strings.TrimPrefix(name, "file://")
@@ -55,7 +58,8 @@ func (p *Platform) findBuildpack(ctx context.Context, name string, insecure []st
 		}
 		return x.addDir(dir)
 	}
-	if m, err := inBuilder(bare, b); err == nil || bare != name {
+	have := buildpacksOf(b)
+	if m, known, err := inBuilder(bare, have); known || bare != name {
 		return m, err
 	}
 	if strings.ContainsAny(name, "/.:") && !strings.HasPrefix(name, ".") && !strings.HasPrefix(name, "/") {
@@ -63,9 +67,9 @@ func (p *Platform) findBuildpack(ctx context.Context, name string, insecure []st
 		if err == nil {
 			return m, nil
 		}
-		return m, badInput(fmt.Errorf("buildpack %s: neither a folder, nor in the builder, nor an image: %w", name, err), "the builder has: "+strings.Join(buildpacksOf(b), ", "))
+		return m, badInput(fmt.Errorf("buildpack %s: neither a folder, nor in the builder, nor an image: %w", name, err), hintOf(have))
 	}
-	return spec.GroupElement{}, badInput(fmt.Errorf("buildpack %s: no such folder, and the builder has none of that id", name), "the builder has: "+strings.Join(buildpacksOf(b), ", "))
+	return spec.GroupElement{}, badInput(fmt.Errorf("buildpack %s: no such folder, and the builder has none of that id", name), hintOf(have))
 }
 
 func (x *extras) addDir(dir string) (spec.GroupElement, error) {
@@ -86,48 +90,63 @@ func (x *extras) addDir(dir string) (spec.GroupElement, error) {
 	return spec.GroupElement{ID: bp.Buildpack.ID, Version: bp.Buildpack.Version}, nil
 }
 
-// inBuilder finds id or id@version among the builder's buildpacks.
-func inBuilder(name string, b builderRoot) (spec.GroupElement, error) {
+// inBuilder finds id or id@version among the builder's buildpacks. known says
+// that the builder has the id, so that it is looked for nowhere else.
+func inBuilder(name string, have []spec.GroupElement) (m spec.GroupElement, known bool, err error) {
 	id, version, _ := strings.Cut(name, "@")
 	var versions []string
-	for _, have := range buildpacksOf(b) {
-		if haveID, v, _ := strings.Cut(have, "@"); haveID == spec.EscapeID(id) {
-			versions = append(versions, v)
+	for _, bp := range have {
+		if bp.ID == id {
+			versions = append(versions, bp.Version)
 		}
 	}
-	hint := "the builder has: " + strings.Join(buildpacksOf(b), ", ")
 	switch {
 	case len(versions) == 0:
-		return spec.GroupElement{}, badInput(fmt.Errorf("buildpack %s is not in the builder", name), hint)
+		return m, false, badInput(fmt.Errorf("buildpack %s is not in the builder", name), hintOf(have))
 	case version == "" && len(versions) > 1:
-		return spec.GroupElement{}, badInput(fmt.Errorf("buildpack %s: the builder has several versions: %s", id, strings.Join(versions, ", ")), "name one as "+id+"@"+versions[0])
+		return m, true, badInput(fmt.Errorf("buildpack %s: the builder has several versions: %s", id, strings.Join(versions, ", ")), "name one as "+id+"@"+versions[0])
 	case version == "":
 		version = versions[0]
 	case !slices.Contains(versions, version):
-		return spec.GroupElement{}, badInput(fmt.Errorf("buildpack %s: the builder has %s", name, strings.Join(versions, ", ")), hint)
+		return m, true, badInput(fmt.Errorf("buildpack %s: the builder has %s", name, strings.Join(versions, ", ")), hintOf(have))
 	}
-	return spec.GroupElement{ID: id, Version: version}, nil
+	return spec.GroupElement{ID: id, Version: version}, true, nil
 }
 
-// buildpacksOf lists the builder's buildpacks as escaped-id@version.
-func buildpacksOf(b builderRoot) []string {
+func hintOf(have []spec.GroupElement) string {
+	var names []string
+	for _, bp := range have {
+		names = append(names, bp.ID+"@"+bp.Version)
+	}
+	if len(names) == 0 {
+		return "the builder has no buildpacks"
+	}
+	return "the builder has: " + strings.Join(names, ", ")
+}
+
+// buildpacksOf lists the builder's buildpacks. Their directories have the ids
+// escaped, so the ids themselves come from the descriptors; one that cannot be
+// read is none that could take part.
+func buildpacksOf(b builderRoot) []spec.GroupElement {
 	s := b.stack("/cnb/buildpacks")
-	var all []string
+	var all []spec.GroupElement
 	ids, err := s.ReadDir(".")
 	if err != nil {
 		return nil
 	}
 	for _, id := range ids {
-		if !id.IsDir() {
-			continue
-		}
 		versions, err := s.ReadDir(id.Name())
 		if err != nil {
-			continue
+			continue // a file
 		}
 		for _, v := range versions {
-			if v.IsDir() {
-				all = append(all, id.Name()+"@"+v.Name())
+			file := path.Join(id.Name(), v.Name(), "buildpack.toml")
+			content, err := s.ReadFile(file, descriptorLimit)
+			if err != nil {
+				continue
+			}
+			if bp, err := spec.ReadBuildpack(content, file); err == nil {
+				all = append(all, spec.GroupElement{ID: bp.Buildpack.ID, Version: bp.Buildpack.Version})
 			}
 		}
 	}
