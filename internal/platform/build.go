@@ -163,6 +163,9 @@ func (b *build) checkNames() error {
 			return err
 		}
 	}
+	if err := checkEnv(b.req.Env); err != nil {
+		return err
+	}
 	return checkSandbox(b.req.Network, b.req.Isolation, b.req.Volumes)
 }
 
@@ -218,23 +221,37 @@ func (b *build) layOut(ctx context.Context, sel selection) error {
 	if err := extra.writeOrder(layer.Stack{Upper: b.layers.Upper}); err != nil {
 		return err
 	}
-	platformDir := filepath.Join(b.scratch, "platform")
-	env := b.Host.userEnv()
-	maps.Copy(env, b.req.Env)
-	if err := writeEnv(platformDir, env); err != nil {
+	platformDir, err := b.platformDir()
+	if err != nil {
 		return err
 	}
 	b.setPlaces(platformDir, b.req.Volumes)
-	sources, err := debianSources(b.req.Mirror, builtinSuite)
-	if err != nil {
-		sources = nil // a builder of another distribution needs no Debian mirror
-	}
-	facts, err := b.Host.mounts(filepath.Join(b.scratch, "host"), sources)
+	facts, err := b.hostMounts()
 	if err != nil {
 		return err
 	}
 	b.facts = append(facts, extra.Mounts...)
 	return nil
+}
+
+// platformDir lays out <platform>: what the user says beats what the host has.
+func (b *build) platformDir() (string, error) {
+	dir := filepath.Join(b.scratch, "platform")
+	env := b.Host.userEnv()
+	maps.Copy(env, b.req.Env)
+	return dir, writeEnv(dir, env)
+}
+
+// hostMounts lays out what the foreign steps see of this host.
+func (b *build) hostMounts() ([]sandbox.Mount, error) {
+	sources, err := debianSources(b.req.Mirror, builtinSuite)
+	if err != nil && b.req.Mirror != "" {
+		return nil, err
+	}
+	if err != nil {
+		sources = nil // a builder of another distribution needs no Debian mirror
+	}
+	return b.Host.mounts(filepath.Join(b.scratch, "host"), sources)
 }
 
 // setPlaces says what belongs to the places of the build container that a step

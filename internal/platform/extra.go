@@ -198,16 +198,26 @@ func (x extras) writeOrder(layers layer.Stack) error {
 	return os.WriteFile(filepath.Join(layers.Upper, "order.toml"), b, 0o644)
 }
 
+// checkEnv refuses names that no file in <platform>/env can have.
+func checkEnv(env map[string]string) error {
+	for name := range env {
+		if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") || len(name) > 255 {
+			return badInput(fmt.Errorf("environment variable %q: not a usable name", name), "write it as NAME=VALUE")
+		}
+	}
+	return nil
+}
+
 // writeEnv lays the user's environment out as <platform>/env.
 func writeEnv(dir string, env map[string]string) error {
+	if err := checkEnv(env); err != nil {
+		return err
+	}
 	envDir := filepath.Join(dir, "env")
 	if err := os.MkdirAll(envDir, 0o755); err != nil {
 		return err
 	}
 	for name, value := range env {
-		if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
-			return badInput(fmt.Errorf("environment variable %q: not a usable name", name), "write it as NAME=VALUE")
-		}
 		if err := os.WriteFile(filepath.Join(envDir, name), []byte(value), fs.FileMode(0o644)); err != nil {
 			return fmt.Errorf("environment variable %s: %w", name, err)
 		}

@@ -170,17 +170,14 @@ func TestWriteEnv(t *testing.T) {
 	if b, err := os.ReadFile(filepath.Join(dir, "env", "LINES")); err != nil || string(b) != "a\nb\n" {
 		t.Errorf("%q, %v", b, err)
 	}
-	for _, name := range []string{"", ".", "..", "../x", "a/b", "a\x00b"} {
+	for _, name := range []string{"", ".", "..", "../x", "a/b", "a\x00b", strings.Repeat("x", 256)} {
 		outside := t.TempDir()
 		err := writeEnv(filepath.Join(outside, "platform"), map[string]string{name: "x"})
 		if err == nil || spec.ExitCode(err, 1) != spec.ExitInvalidArgs {
 			t.Errorf("%q: %v", name, err)
 		}
-		if diff := cmp.Diff([]string{"platform/", "platform/env/"}, filesIn(t, outside)); diff != "" {
-			t.Errorf("%q left something: %s", name, diff)
+		if left := filesIn(t, outside); len(left) > 0 {
+			t.Errorf("%q left %v", name, left)
 		}
-	}
-	if err := writeEnv(t.TempDir(), map[string]string{strings.Repeat("x", 300): "x"}); err == nil {
-		t.Error("a name that no file can have: no error")
 	}
 }
