@@ -56,7 +56,7 @@ type settings struct {
 
 // recipe changes whenever the layer is made otherwise, so that no old one is
 // taken for a new one.
-const recipe = 1
+const recipe = 2
 
 func build(ctx context.Context, b *kit.Build) error {
 	want := b.Wanted("cpython")

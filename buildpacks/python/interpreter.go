@@ -130,8 +130,11 @@ func Environ(b *kit.Build, set map[string]string) []string {
 // Compile writes .pyc files beside the sources below dir. They hold a hash
 // instead of a time and are never checked, so they are the same in every build.
 // A source that is no Python 3 is left without.
+//
+// -I keeps Python from seeing PYTHONDONTWRITEBYTECODE: without -B it would write
+// .pyc files with times for the modules that it needs itself.
 func (in Interpreter) Compile(ctx context.Context, b *kit.Build, dir string, env map[string]string) error {
-	cmd := exec.CommandContext(ctx, in.Path, "-I", "-m", "compileall", "-qq", "-j", "1", "--invalidation-mode", "unchecked-hash", dir)
+	cmd := exec.CommandContext(ctx, in.Path, "-I", "-B", "-m", "compileall", "-qq", "-j", "1", "--invalidation-mode", "unchecked-hash", dir)
 	cmd.Env = Environ(b, env)
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError

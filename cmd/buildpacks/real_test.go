@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -47,6 +48,7 @@ func TestTalksApp(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	hashedBytecode(t, w)
 	servesPage(t, w, group)
 
 	kept := map[string]map[string]string{}
@@ -77,6 +79,29 @@ func TestTalksApp(t *testing.T) {
 		if d := differences(kept[l], tree(t, filepath.Join(w.layers, l))); len(d) > 0 {
 			t.Errorf("layer %s has other bytes when it is made again: %v", l, d)
 		}
+	}
+}
+
+// hashedBytecode holds that no .pyc has its source's time in it: a source in a
+// layer that comes back has another one, and the layer would be changed by who
+// runs Python.
+func hashedBytecode(t *testing.T, w *world) {
+	t.Helper()
+	const uncheckedHash = "\x01\x00\x00\x00" // PEP 552
+	n := 0
+	err := filepath.WalkDir(w.layers, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, ".pyc") {
+			return err
+		}
+		n++
+		body, err := os.ReadFile(path)
+		if err == nil && (len(body) < 16 || string(body[4:8]) != uncheckedHash) {
+			t.Errorf("%s holds a time", path)
+		}
+		return err
+	})
+	if err != nil || n < 100 {
+		t.Errorf("%d .pyc files, %v", n, err)
 	}
 }
 
