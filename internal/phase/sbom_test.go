@@ -152,6 +152,9 @@ func (w *world) sbomState() map[string]string {
 		body := ""
 		if fi.Mode().IsRegular() {
 			body = w.read(path)
+			if st.Nlink != 1 {
+				w.t.Errorf("%s has %d names", path, st.Nlink)
+			}
 		}
 		state[strings.TrimPrefix(path, top)] = fmt.Sprintf("%v %d %v %s", fi.Mode(), st.Ino, st.Ctim, body)
 		return nil
