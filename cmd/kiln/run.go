@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/kilnbuild/kiln/internal/event"
 	"github.com/kilnbuild/kiln/internal/platform"
@@ -125,15 +127,24 @@ func (k *kiln) doctorCommand() *cobra.Command {
 		Short: "Say how well this host can isolate builds, and what would help",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			return k.doctor(c.Context(), asJSON)
+			return k.doctor(c, asJSON)
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
 }
 
-func (k *kiln) doctor(ctx context.Context, asJSON bool) error {
-	report, err := sandbox.Probe(ctx, sandbox.Options{UID: 1000, GID: 1000, Executable: "/proc/self/exe", Scratch: []string{os.TempDir()}})
+// doctor tries where builds would have their directories: an overlay that works
+// in one place need not in another.
+func (k *kiln) doctor(c *cobra.Command, asJSON bool) error {
+	scratch := os.TempDir()
+	if dir, err := k.storeDir(c); err == nil {
+		if tmp := filepath.Join(dir, "tmp"); unix.Access(tmp, unix.W_OK) == nil {
+			scratch = tmp
+		}
+	}
+	report, err := sandbox.Probe(c.Context(), sandbox.Options{UID: 1000, GID: 1000, Executable: "/proc/self/exe", Scratch: []string{scratch},
+		Copy: func(context.Context, string, sandbox.Overlay) error { return nil }})
 	if err != nil {
 		return err
 	}
@@ -141,5 +152,14 @@ func (k *kiln) doctor(ctx context.Context, asJSON bool) error {
 		return k.printJSON(report)
 	}
 	k.printf("%s\n", report.Detail)
+	for _, f := range report.Findings {
+		k.printf("not tier %s: %s\n", f.Tier, event.Clean(f.String()))
+		if f.Fix != "" {
+			k.printf("  fix: %s\n", event.Clean(f.Fix))
+		}
+	}
+	for _, w := range report.Warnings {
+		k.printf("warning: %s\n", event.Clean(w))
+	}
 	return nil
 }

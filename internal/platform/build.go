@@ -331,6 +331,11 @@ func (b *build) foreign(ctx context.Context, step Step) error {
 		Path: argv[0], Args: argv, Env: slices.Concat(b.root.Env, b.Host.proxyEnv(), step.Env), Dir: dirApp, Stdout: w, Stderr: w,
 	})
 	w.Close()
+	if b.copies {
+		// They were copied into the upper directories. What shone through them
+		// still would bring back what the step has removed.
+		b.layers.Lowers, b.work.Lowers = nil, nil
+	}
 	decodeErr := <-decoded
 	if err != nil {
 		return b.explain(step, err, sink)

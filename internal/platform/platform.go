@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -126,13 +127,22 @@ func (p *Platform) startWorker(ctx context.Context, tier string, uid, gid int, s
 	}
 	detail := ""
 	if report.Tier != sandbox.Tier1 && tier == "" {
-		detail = report.Detail
+		detail = weaker(report)
 	}
 	for _, warning := range report.Warnings {
 		p.warn("%s", warning)
 	}
 	p.Events.Emit(event.Isolation{Tier: string(report.Tier), Detail: detail})
 	return w, report, nil
+}
+
+// weaker says what this host's sandbox is, and why it is no better.
+func weaker(r sandbox.Report) string {
+	text := strings.TrimPrefix(r.Detail, "tier "+string(r.Tier)+": ")
+	for _, f := range r.Findings {
+		text += "; " + f.String()
+	}
+	return text + "; kiln doctor says what would help"
 }
 
 // ImageInfo is what `kiln inspect` tells of an image.
