@@ -117,6 +117,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"fetch":    fetch,
+			"podman":   podman,
 			"registry": registry,
 			"same":     same,
 		},
