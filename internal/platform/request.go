@@ -155,11 +155,13 @@ func ParseImageName(s string) (ImageName, error) {
 	// The parser takes the dots of a path like ./my-app for a host.
 	if err != nil || strings.HasPrefix(s, ".") {
 		hint := "a name looks like my-app, my-app:1.2 or registry.example.com/team/my-app"
-		lower := strings.ToLower(s)
-		if _, err := ParseImageName(lower); err == nil && lower != s {
-			hint = fmt.Sprintf("names are lower case: did you mean %q?", lower)
-		} else if strings.Contains(s, "@") {
+		if strings.Contains(s, "@") {
 			hint = "a new image gets a name and a tag; its digest is only known when it is built"
+		}
+		if lower := strings.ToLower(s); lower != s {
+			if _, err := ParseImageName(lower); err == nil {
+				hint = fmt.Sprintf("names are lower case: did you mean %q?", lower)
+			}
 		}
 		return ImageName{}, badInput(fmt.Errorf("image name %q: not a valid reference", s), hint)
 	}
