@@ -31,17 +31,6 @@ func RunImage(suite, arch string) Recipe {
 	}
 }
 
-// StaticImage is the recipe of the smallest run image, for programs that bring
-// all they need: certificates, time zones, accounts.
-func StaticImage(suite, arch string) Recipe {
-	return Recipe{
-		Request: Request{Suite: suite, Arch: arch, Exclude: append([]string{"awk"}, unneeded...), Groups: []Group{
-			{Name: "base", Packages: static},
-		}},
-		User: CNB,
-	}
-}
-
 // BuildImage is the recipe of kiln's build image: Debian's essential packages, a
 // C and C++ tool chain, git, and the tools that build scripts take for granted.
 func BuildImage(suite, arch string) Recipe {

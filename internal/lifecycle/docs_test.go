@@ -21,7 +21,7 @@ func TestDocs(t *testing.T) {
 	var b strings.Builder
 	b.WriteString(manualHead)
 	fmt.Fprintf(&b, "Platform APIs: %s. Buildpack APIs: %s.\n\n", strings.Join(spec.PlatformAPIs, ", "), strings.Join(spec.BuildpackAPIs, ", "))
-	b.WriteString(Markdown())
+	b.WriteString(markdown())
 	const file = "../../docs/lifecycle.md"
 	if *update {
 		if err := os.WriteFile(file, []byte(b.String()), 0o644); err != nil {
@@ -35,4 +35,30 @@ func TestDocs(t *testing.T) {
 	if diff := cmp.Diff(string(want), b.String()); diff != "" {
 		t.Errorf("%s is stale; if the change is meant, run go test ./internal/lifecycle -update\n%s", file, diff)
 	}
+}
+
+// markdown is the table as users read it in the documentation.
+func markdown() string {
+	var b strings.Builder
+	b.WriteString("| flag | variable | default | phases | platform API | meaning |\n|---|---|---|---|---|---|\n")
+	for _, r := range table {
+		versions := "all"
+		switch {
+		case r.Since != "" && r.Until != "":
+			versions = r.Since + " to before " + r.Until
+		case r.Since != "":
+			versions = "since " + r.Since
+		case r.Until != "":
+			versions = "before " + r.Until
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s |\n", code(r.Flag), code(r.Env), code(r.Default), strings.Join(r.Phases, " "), versions, r.Help)
+	}
+	return b.String()
+}
+
+func code(s string) string {
+	if s == "" {
+		return ""
+	}
+	return "`" + s + "`"
 }

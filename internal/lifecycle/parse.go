@@ -211,29 +211,3 @@ func usage(phase, api string) string {
 	}
 	return b.String()
 }
-
-// Markdown is the table as users read it in the documentation.
-func Markdown() string {
-	var b strings.Builder
-	b.WriteString("| flag | variable | default | phases | platform API | meaning |\n|---|---|---|---|---|---|\n")
-	for _, r := range table {
-		versions := "all"
-		switch {
-		case r.Since != "" && r.Until != "":
-			versions = r.Since + " to before " + r.Until
-		case r.Since != "":
-			versions = "since " + r.Since
-		case r.Until != "":
-			versions = "before " + r.Until
-		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s |\n", code(r.Flag), code(r.Env), code(r.Default), strings.Join(r.Phases, " "), versions, r.Help)
-	}
-	return b.String()
-}
-
-func code(s string) string {
-	if s == "" {
-		return ""
-	}
-	return "`" + s + "`"
-}

@@ -20,7 +20,7 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 // change for users.
 func TestGolden(t *testing.T) {
 	var b strings.Builder
-	b.WriteString(Markdown())
+	b.WriteString(markdown())
 	for _, api := range []string{"0.7", spec.PlatformAPIs[len(spec.PlatformAPIs)-1]} {
 		for _, phase := range Phases {
 			b.WriteString("\n" + usage(phase, api))

@@ -82,9 +82,7 @@ var (
 
 func only(phases ...string) []string { return phases }
 
-// Table is every input of every phase (Platform API, "Lifecycle Interface").
-func Table() []Row { return slices.Clone(table) }
-
+// table is every input of every phase (Platform API, "Lifecycle Interface").
 var table = []Row{
 	{"-analyzed", "CNB_ANALYZED_PATH", "<layers>/analyzed.toml", "what the analyzer found", only(analyzer, restorer, extender, exporter), "", "", func(in *inputs) any { return &in.analyzed }},
 	{"-analyzed", "CNB_ANALYZED_PATH", "<layers>/analyzed.toml", "what the analyzer found", only(detector), "0.10", "", func(in *inputs) any { return &in.analyzed }},

@@ -147,16 +147,15 @@ func weaker(r sandbox.Report) string {
 
 // ImageInfo is what `kiln inspect` tells of an image.
 type ImageInfo struct {
-	Name     string                  `json:"name"`
-	ID       string                  `json:"id"`
-	Digest   string                  `json:"digest"`
-	Size     int64                   `json:"size"`
-	Created  time.Time               `json:"created"`
-	Config   *v1.ConfigFile          `json:"config"`
-	Layers   []LayerInfo             `json:"layers"`
-	Base     spec.RunImageForRebase  `json:"base"`
-	Build    *spec.BuildLabel        `json:"build,omitempty"`
-	Metadata *spec.LifecycleMetadata `json:"-"`
+	Name    string                 `json:"name"`
+	ID      string                 `json:"id"`
+	Digest  string                 `json:"digest"`
+	Size    int64                  `json:"size"`
+	Created time.Time              `json:"created"`
+	Config  *v1.ConfigFile         `json:"config"`
+	Layers  []LayerInfo            `json:"layers"`
+	Base    spec.RunImageForRebase `json:"base"`
+	Build   *spec.BuildLabel       `json:"build,omitempty"`
 }
 
 // LayerInfo is one layer of an ImageInfo. Size is what the layer takes where
@@ -215,7 +214,7 @@ func describe(img v1.Image) (ImageInfo, error) {
 		info.Layers = append(info.Layers, li)
 	}
 	if m, err := spec.DecodeLifecycleMetadata(cf.Config.Labels[spec.LifecycleMetadataLabel]); err == nil {
-		info.Base, info.Metadata = m.RunImage, &m
+		info.Base = m.RunImage
 	}
 	if b, err := spec.DecodeBuildLabel(cf.Config.Labels[spec.BuildMetadataLabel]); err == nil {
 		info.Build = &b

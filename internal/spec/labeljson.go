@@ -171,13 +171,6 @@ func DecodeBuildLabel(s string) (BuildLabel, error) {
 	return l, nil
 }
 
-// DecodeProjectMetadata reads the label io.buildpacks.project.metadata.
-func DecodeProjectMetadata(s string) (ProjectMetadata, error) {
-	var p ProjectMetadata
-	err := decodeLabel(s, ProjectMetadataLabel, &p)
-	return p, err
-}
-
 func decodeLabel(s, label string, v any) error {
 	if len(s) > MaxDocument {
 		return fmt.Errorf("label %s: %d bytes is more than the %d that a document may have", label, len(s), MaxDocument)

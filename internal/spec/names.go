@@ -3,7 +3,6 @@ package spec
 import (
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 )
 
@@ -27,22 +26,6 @@ func ValidateID(id string) error {
 		return fmt.Errorf("%q is no valid ID: it would name another directory", id)
 	case slices.ContainsFunc(reservedIDs, func(r string) bool { return strings.EqualFold(r, id) }):
 		return fmt.Errorf("%q is no valid ID: the name is reserved", id)
-	}
-	return nil
-}
-
-// ValidateVersion checks the version of a buildpack or extension: X.Y.Z of
-// numbers without leading zeros.
-func ValidateVersion(version string) error {
-	parts := strings.Split(version, ".")
-	for _, part := range parts {
-		n, err := strconv.ParseUint(part, 10, 64)
-		if err != nil || strconv.FormatUint(n, 10) != part {
-			parts = nil
-		}
-	}
-	if len(parts) != 3 {
-		return fmt.Errorf("%q is no valid version: it must be X.Y.Z, numbers without leading zeros", version)
 	}
 	return nil
 }

@@ -65,12 +65,6 @@ func TestSupported(t *testing.T) {
 			t.Errorf("buildpack API %q: %v", api, err)
 		}
 	}
-	if got := HighestPlatformAPI([]string{"0.3", "0.13", "0.9", "0.99"}); got != "0.13" {
-		t.Errorf("highest common version is %q", got)
-	}
-	if got := HighestPlatformAPI([]string{"0.3"}); got != "" {
-		t.Errorf("highest common version is %q", got)
-	}
 }
 
 func TestParseAPIOrder(t *testing.T) {
@@ -103,8 +97,6 @@ func TestNames(t *testing.T) {
 	}
 	check("ID", ValidateID, []string{"a", "kiln/pip-install", "A.b/c-1", "app/x", "..."},
 		[]string{"", ".", "..", "app", "App", "config", "generated", "sbom", "a b", "a_b", "ä", "a\x00", "a\n"})
-	check("version", ValidateVersion, []string{"0.0.0", "1.20.3"},
-		[]string{"", "1", "1.2", "1.2.3.4", "01.2.3", "1.2.3-dev", "v1.2.3", "1..3", "-1.2.3", "+1.2.3", "1.2.99999999999999999999"})
 	check("path version", ValidatePathVersion, []string{"1.2.3-dev", "{{.Version}}"}, []string{"", ".", "..", "a/b", "a\x00"})
 	check("process type", ValidateProcessType, []string{"web", "a.b_c-D", "..."}, []string{"", ".", "..", "a/b", "a b", "a:b"})
 	check("layer", ValidateLayerName, []string{"a", "a b", "build2"}, []string{"", ".", "..", "build", "launch", "store", "a/b", "\x00"})

@@ -165,17 +165,6 @@ func supported(api string, apis []string) error {
 	return fmt.Errorf("not supported")
 }
 
-// HighestPlatformAPI is the newest version that both kiln and a lifecycle with
-// the versions theirs speak, "" if there is none.
-func HighestPlatformAPI(theirs []string) string {
-	for i := len(PlatformAPIs) - 1; i >= 0; i-- {
-		if supported(PlatformAPIs[i], theirs) == nil {
-			return PlatformAPIs[i]
-		}
-	}
-	return ""
-}
-
 // apiVersion is <major>.<minor>.
 type apiVersion struct{ major, minor uint64 }
 
