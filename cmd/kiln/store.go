@@ -3,11 +3,13 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/kilnbuild/kiln/internal/event"
 	"github.com/kilnbuild/kiln/internal/platform"
+	"github.com/kilnbuild/kiln/internal/spec"
 )
 
 func (k *kiln) storeCommand() *cobra.Command {
@@ -86,7 +88,30 @@ func (k *kiln) storePathCommand() *cobra.Command {
 
 func (k *kiln) baseCommand() *cobra.Command {
 	c := group("base", "Make base images from Debian packages")
-	c.AddCommand(k.baseCreateCommand())
+	c.AddCommand(k.baseCreateCommand(), k.baseUpdateCommand())
+	return c
+}
+
+func (k *kiln) baseUpdateCommand() *cobra.Command {
+	var show sinkFlags
+	var mirror string
+	c := &cobra.Command{
+		Use:   "update",
+		Short: "Make the built-in base images anew, with Debian's latest updates",
+		Long: `Make the built-in base images anew, with Debian's latest updates.
+
+Builds use the base images that are in the store until they are updated, so that
+a build with nothing changed gives the same image.`,
+		Example: "  kiln base update",
+		Args:    cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return k.with(c, show, func(ctx context.Context, p *platform.Platform) error {
+				return p.UpdateBases(ctx, mirror)
+			})
+		},
+	}
+	c.Flags().StringVar(&mirror, "mirror", "", "Debian mirror `URL` (default: apt's)")
+	show.add(c)
 	return c
 }
 
@@ -104,10 +129,13 @@ Packages and what they depend on are verified against the archive's signature;
 no maintainer script runs. --write-lock keeps the exact versions, --lock makes
 the same bytes again.`,
 		Example: `  kiln base create my-base --package curl --package postgresql-client --write-lock base.lock
-  kiln base create my-base --package curl --package postgresql-client --lock base.lock`,
+  kiln base create my-base --lock base.lock`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			return k.with(c, show, func(ctx context.Context, p *platform.Platform) error {
+				if strings.HasPrefix(args[0], "kiln/") {
+					return spec.Exit(exitInvalid, spec.WithHint(fmt.Errorf("image name %q: names that begin with kiln/ are kiln's own", args[0]), "choose another name, or make the built-in images anew with kiln base update"))
+				}
 				req := p.BaseFor(args[0], suite, build, packages, exclude)
 				req.Mirror, req.Keyrings, req.AllowExpired = mirror, keyrings, allowExpired
 				req.Recipe.AllowMissing = append(req.Recipe.AllowMissing, allowMissing...)
@@ -116,7 +144,7 @@ the same bytes again.`,
 					if err != nil {
 						return err
 					}
-					req.Recipe.Lock = &lock
+					req = req.WithLock(lock)
 				}
 				return k.baseCreate(ctx, p, req, show, writeLock)
 			})
@@ -127,12 +155,15 @@ the same bytes again.`,
 	f.StringArrayVar(&packages, "package", nil, "`package` to add to the built-in image")
 	f.StringArrayVar(&exclude, "exclude", nil, "`package` to leave out, whoever depends on it")
 	f.StringVar(&mirror, "mirror", "", "Debian mirror `URL` (default: apt's)")
-	f.StringVar(&lockFile, "lock", "", "make exactly what this lock `file` says")
+	f.StringVar(&lockFile, "lock", "", "make exactly what this lock `file` says: suite, packages and excludes are its")
 	f.StringVar(&writeLock, "write-lock", "", "write the lock `file`")
 	f.StringArrayVar(&keyrings, "keyring", nil, "OpenPGP key `file` to trust instead of Debian's")
 	f.BoolVar(&allowExpired, "allow-expired", false, "accept an archive whose signature is past its date")
 	f.BoolVar(&build, "build", false, "make a build image: with a compiler and CNB_USER_ID")
 	f.StringArrayVar(&allowMissing, "allow-missing", nil, "shared `library` that may be missing")
+	for _, name := range []string{"suite", "package", "exclude"} {
+		c.MarkFlagsMutuallyExclusive("lock", name)
+	}
 	show.add(c)
 	return c
 }

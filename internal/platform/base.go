@@ -62,6 +62,41 @@ func (p *Platform) BaseFor(name, suite string, build bool, packages, exclude []s
 	return BaseRequest{Name: name, Recipe: recipe, Build: build, Description: "made by kiln base create from Debian " + suite}
 }
 
+// WithLock is r with the packages of a lock: suite, groups and excludes are what
+// they were when it was made.
+func (r BaseRequest) WithLock(lock debian.Lock) BaseRequest {
+	r.Recipe.Lock = &lock
+	r.Recipe.Suite, r.Recipe.Exclude = lock.Suite, lock.Exclude
+	r.Recipe.Groups = nil
+	for _, g := range lock.Groups {
+		r.Recipe.Groups = append(r.Recipe.Groups, debian.Group{Name: g.Name, Packages: g.Want})
+	}
+	r.Description = "made by kiln base create from Debian " + lock.Suite
+	return r
+}
+
+// UpdateBases makes the built-in base images anew from what the mirror has now,
+// security updates included. The next build uses them.
+func (p *Platform) UpdateBases(ctx context.Context, mirror string) error {
+	unlock, err := p.Store.Cache("kiln/builtin").Lock(ctx, p.waiting("the built-in builder"))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	for _, base := range p.builtinBases(mirror) {
+		img, lock, err := p.CreateBase(ctx, base)
+		if err != nil {
+			return err
+		}
+		id, err := image.ID(img)
+		if err != nil {
+			return err
+		}
+		p.info("%s %s, %d packages", base.Name, id, len(lock.Packages))
+	}
+	return nil
+}
+
 // CreateBase makes a base image from Debian packages and puts it in the store.
 // The same lock gives the same image ID anywhere.
 func (p *Platform) CreateBase(ctx context.Context, req BaseRequest) (v1.Image, debian.Lock, error) {

@@ -57,7 +57,7 @@ type Shipped struct {
 }
 
 // payloadFormat changes with the files that are laid out around the payload.
-const payloadFormat = "2"
+const payloadFormat = "3"
 
 // digest names the payload: a builder made from another one is made again.
 func (p Payload) digest() string {
@@ -87,6 +87,9 @@ var phases = []string{"analyzer", "builder", "creator", "detector", "exporter", 
 // lifecycleFiles is the content of /cnb/lifecycle.
 func (p Payload) lifecycleFiles() []layer.File {
 	files := []layer.File{dirFile("/cnb", 0), dirFile(dirLifecycle, 0),
+		// Opaque: nothing of a builder's own lifecycle shines through, its SBOMs
+		// neither, which would describe another launcher than the image has.
+		{Path: dirLifecycle + "/.wh..wh..opq", Mode: 0o644},
 		{Path: dirLifecycle + "/launcher", Mode: 0o755, Body: p.Launcher},
 		{Path: dirLifecycle + "/lifecycle", Mode: 0o755, Body: p.Lifecycle},
 	}
