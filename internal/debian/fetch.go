@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -93,7 +94,8 @@ func unreached(err error) error {
 	if ue := new(url.Error); !errors.As(err, &ue) || spec.HintOf(err) != "" {
 		return err
 	}
-	if errors.Is(err, syscall.ENETUNREACH) {
+	// The resolver keeps the words of what it met, and not the error.
+	if strings.Contains(err.Error(), syscall.ENETUNREACH.Error()) {
 		return hint(err, "there is no network here: with --network none only what an earlier build has cached can be had")
 	}
 	return hint(err, "check the network and the address of the Debian mirror; --mirror URL names another one")
