@@ -184,6 +184,15 @@ func namesOfInputs(t *testing.T, s site) {
 			t.Errorf("%s: exit code %d, want 3 and %q\n%s", tc.what, got.code, tc.want, got)
 		}
 	}
+	// Files and folders alike.
+	layout := t.TempDir() + "/layout"
+	skopeo(t, "copy", "-q", "--src-tls-verify=false", "docker://"+s.addr+"/"+siteBuilder, "oci:"+layout)
+	got := runKiln(t.Context(), t, s.store, nil, "build", "x", "--path", s.source, "--buildpack", s.pack, "--builder", "oci:"+layout, "--output", "oci:"+layout+"/.")
+	if got.code != 3 || !strings.Contains(got.stderr, "where the builder is") {
+		t.Errorf("exit code %d, want 3\n%s", got.code, got)
+	}
+	// The store takes names of any registry.
+	runKiln(t.Context(), t, s.store, nil, s.build("names", s.source, "--tag", "registry.example/team/names:1")...).ok(t)
 	if s.digest(t, siteBuilder) != builder || s.digest(t, siteRun) != run || s.digest(t, "me/x") != "" {
 		t.Error("something was written")
 	}

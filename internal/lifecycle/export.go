@@ -30,8 +30,8 @@ func (h Host) export(ctx context.Context, in inputs) error {
 	if err != nil {
 		return err
 	}
-	if err := phase.CheckOneRegistry(in.args[0], in.args[1:]); err != nil {
-		return spec.Exit(spec.ExitInvalidArgs, err)
+	if err := p.oneRegistry(in.args[0], in.args[1:]); err != nil {
+		return err
 	}
 	input, err := h.input(ctx, in, p)
 	if err != nil {

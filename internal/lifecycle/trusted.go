@@ -44,6 +44,15 @@ func (h Host) places(in inputs) (*Places, error) {
 	return p, nil
 }
 
+// oneRegistry holds the names of an export to the rule that registries have; a
+// host's own target has its own rules.
+func (p *Places) oneRegistry(image string, tags []string) error {
+	if _, ok := p.Target.(*registry.Registry); !ok {
+		return nil
+	}
+	return spec.Exit(spec.ExitInvalidArgs, phase.CheckOneRegistry(image, tags))
+}
+
 // analyze is the analyzer.
 func (h Host) analyze(ctx context.Context, in inputs) error {
 	p, err := h.places(in)
@@ -51,8 +60,8 @@ func (h Host) analyze(ctx context.Context, in inputs) error {
 		return err
 	}
 	names := phase.Names{Image: in.args[0], Tags: in.tags, Previous: in.previousImage, Run: in.runImage, Cache: in.cacheImage}
-	if err := phase.CheckOneRegistry(names.Image, names.Tags); err != nil {
-		return spec.Exit(spec.ExitInvalidArgs, err)
+	if err := p.oneRegistry(names.Image, names.Tags); err != nil {
+		return err
 	}
 	if in.launchCache != "" {
 		h.warn("-launch-cache is ignored: it is for images in a docker daemon")

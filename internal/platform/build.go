@@ -13,9 +13,11 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/archive"
 	"github.com/kilnbuild/kiln/internal/event"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/lifecycle"
+	"github.com/kilnbuild/kiln/internal/phase"
 	"github.com/kilnbuild/kiln/internal/sandbox"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
@@ -162,6 +164,11 @@ func (b *build) checkNames() error {
 		if err := o.check(); err != nil {
 			return err
 		}
+		if o.Kind == ToRegistry {
+			if err := phase.CheckOneRegistry(b.req.Image, b.req.Tags); err != nil {
+				return badInput(err, "publish to each registry by a build of its own: the second has nothing to do but send")
+			}
+		}
 	}
 	if err := checkEnv(b.req.Env); err != nil {
 		return err
@@ -192,7 +199,30 @@ func (b *build) checkInputs() error {
 			return badInput(fmt.Errorf("image name %q is also the name of the %s: the build would overwrite it", n, what), "choose another name for the image")
 		}
 	}
+	return b.checkFiles()
+}
+
+// checkFiles refuses an output file or folder that an input is read from.
+func (b *build) checkFiles() error {
+	for what, ref := range map[string]string{"builder": b.req.Builder, "run image": b.req.RunImage} {
+		if _, _, ok := archive.Parse(ref); !ok {
+			continue
+		}
+		_, rest, _ := strings.Cut(ref, ":")
+		path, _, _ := strings.Cut(rest, ":")
+		for _, o := range b.req.Outputs {
+			if o.Path != "" && samePath(o.Path, path) {
+				return badInput(fmt.Errorf("output %s:%s is also where the %s is: the build would overwrite it", o.Kind, o.Path, what), "choose another place for the image")
+			}
+		}
+	}
 	return nil
+}
+
+func samePath(a, b string) bool {
+	x, errX := os.Stat(a)
+	y, errY := os.Stat(b)
+	return errX == nil && errY == nil && os.SameFile(x, y)
 }
 
 // layOut makes the directories that the steps see.
