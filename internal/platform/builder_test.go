@@ -10,6 +10,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
+	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
 
@@ -127,5 +128,29 @@ func TestReadRunTOML(t *testing.T) {
 func TestDedupe(t *testing.T) {
 	if diff := cmp.Diff([]string{"a", "b", "c"}, dedupe([]string{"a", "b", "a", "c", "b"})); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// A builder of another machine is refused before anything is made with it.
+func TestForeignBuilderIsRefused(t *testing.T) {
+	p := offline(t)
+	img, err := image.Append(emptyImage(), nil, func(cf *v1.ConfigFile) {
+		cf.OS, cf.Architecture = "linux", "arm64"
+		cf.Config.Env = []string{"CNB_USER_ID=1000", "CNB_GROUP_ID=1000"}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Store.Write(t.Context(), "builders/arm", img); err != nil {
+		t.Fatal(err)
+	}
+	_, err = p.Build(t.Context(), Request{Image: "hello", Path: tree(t, map[string]string{"app.py": ""}), Builder: "builders/arm"})
+	wantBadInput(t, err, "builders/arm")
+	if err != nil && !strings.Contains(err.Error(), "linux/arm64") {
+		t.Error(err)
+	}
+	wantBadInput(t, p.Run(t.Context(), RunRequest{Image: "builders/arm", Command: []string{"true"}}), "builders/arm")
+	if refs, err := p.Store.Refs(t.Context()); err != nil || len(refs) != 1 {
+		t.Errorf("the store has %v, %v", refs, err)
 	}
 }

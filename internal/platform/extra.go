@@ -85,6 +85,12 @@ func (x *extras) addDir(dir string) (spec.GroupElement, error) {
 	if err != nil {
 		return spec.GroupElement{}, badInput(err, "https://buildpacks.io/docs/reference/config/buildpack-config has the format")
 	}
+	for _, program := range []string{"detect", "build"} {
+		file := filepath.Join(dir, "bin", program)
+		if fi, err := os.Stat(file); err == nil && fi.Mode()&0o111 == 0 {
+			return spec.GroupElement{}, badInput(fmt.Errorf("buildpack %s: %s is not executable", bp.Buildpack.ID, file), "chmod +x "+file)
+		}
+	}
 	target := path.Join("/cnb/buildpacks", spec.EscapeID(bp.Buildpack.ID), bp.Buildpack.Version)
 	x.Mounts = append(x.Mounts, sandbox.Mount{Source: dir, Target: target, ReadOnly: true})
 	return spec.GroupElement{ID: bp.Buildpack.ID, Version: bp.Buildpack.Version}, nil

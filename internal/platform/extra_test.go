@@ -74,7 +74,9 @@ func TestFindBuildpacks(t *testing.T) {
 			t.Errorf("%s: trees %v", name, x.Lowers)
 		}
 	}
+	script := tree(t, map[string]string{"buildpack.toml": descriptor("me/mine", "1.2.3"), "bin/detect": "#!/bin/sh\n"})
 	for name, say := range map[string]string{
+		script:                               "chmod +x " + script + "/bin/detect",
 		"kiln/python":                        "several versions",
 		"kiln/pip@9":                         "the builder has 1.0.0",
 		"kiln/none":                          "kiln/pip@1.0.0",
