@@ -39,76 +39,102 @@ const memoApp = "app"
 // finds the copy that an earlier build made of the same files: then no file is
 // read at all.
 func (p *Platform) snapshot(ctx context.Context, source string, sel selection, scratch string) (app, error) {
-	fail := func(err error) (app, error) { return app{}, sourceError(source, err) }
 	own, err := ownPlace(source, p.Store.Dir())
 	if err != nil {
 		return app{}, err
 	}
-	var bad error
-	told := false
-	skip := func(rel string, dir bool) bool {
-		if sel.skips(rel, dir) {
-			return true
-		}
-		if own != "" && rel == own {
-			if !told {
-				told = true
-				p.info("%s is kiln's own store: it is left out of the app", rel)
-			}
-			return true
-		}
-		if base := path.Base(rel); strings.HasPrefix(base, ".wh.") && bad == nil {
-			bad = badInput(fmt.Errorf("%q: a name that begins with .wh. means a deleted file in an image layer", rel), "rename it, or exclude it in project.toml")
-		}
-		return false
+	c := chooser{platform: p, sel: sel, own: own}
+	sum, racy, err := layer.Fingerprint(ctx, source, c.skip)
+	if err = errors.Join(c.bad, err); err != nil {
+		return app{}, sourceError(source, err)
 	}
-	sum, racy, err := layer.Fingerprint(ctx, source, skip)
-	if err = errors.Join(bad, err); err != nil {
-		return fail(err)
-	}
-	// Who may log in, build or read matters to no byte: the key is the files
-	// and where they lie in the image.
-	key := sha256.Sum256([]byte(dirApp + "\x00" + sum))
+	// Who may log in, build or read matters to no byte: the key is the files,
+	// where they lie in the image, and which empty folders go.
+	key := sha256.Sum256(fmt.Appendf(nil, "%s\x00%s\x00%v", dirApp, sum, sel.include))
 	memo := hex.EncodeToString(key[:])
-	if known, ok := p.Store.Recall(memoApp, memo); ok && p.Store.HasTree(string(known)) {
-		if l, err := p.Store.Layer(ctx, string(known)); err == nil {
-			if tree, err := p.Store.Tree(ctx, l); err == nil {
-				return app{Dir: filepath.Join(tree, dirApp), DiffID: string(known), memo: memo}, nil
-			}
-		}
+	if a, ok := p.recallApp(ctx, memo); ok {
+		return a, nil
 	}
 	a := app{tree: filepath.Join(scratch, "app", "tree")}
 	a.Dir = filepath.Join(a.tree, dirApp)
-	if err := os.MkdirAll(a.Dir, 0o755); err != nil {
-		return fail(err)
-	}
-	if err := layer.CopyTree(ctx, a.Dir, layer.Stack{Upper: source}, skip); err != nil {
-		return fail(err)
-	}
-	if err := sel.prune(a.Dir); err != nil {
-		return fail(err)
-	}
-	if again, _, err := layer.Fingerprint(ctx, source, skip); err != nil || again != sum {
-		return fail(errors.Join(err, spec.WithHint(errors.New("it changed while it was being copied"), "build again when nothing writes to it")))
-	}
-	// The build user owns /workspace whatever the source directory's mode was.
-	if err := os.Chmod(a.Dir, 0o755); err != nil {
-		return fail(err)
-	}
-	entries, err := os.ReadDir(a.Dir)
-	if err != nil {
-		return fail(err)
-	}
-	if len(entries) == 0 {
-		return fail(badInput(errors.New("there is nothing in it to build"), "name the folder of your app with --path; project.toml's include and exclude decide what is taken"))
-	}
-	if err := layer.SetTimes(ctx, a.tree); err != nil {
-		return fail(err)
-	}
 	if !racy {
 		a.memo = memo
 	}
+	if err := c.copy(ctx, a.Dir, source); err != nil {
+		return app{}, sourceError(source, err)
+	}
+	if again, _, err := layer.Fingerprint(ctx, source, c.skip); err != nil || again != sum {
+		changed := spec.WithHint(errors.New("it changed while it was being copied"), "build again when nothing writes to it")
+		return app{}, sourceError(source, errors.Join(err, changed))
+	}
+	if err := layer.SetTimes(ctx, a.tree); err != nil {
+		return app{}, sourceError(source, err)
+	}
 	return a, nil
+}
+
+// recallApp finds the snapshot that an earlier build made of the same files.
+func (p *Platform) recallApp(ctx context.Context, memo string) (app, bool) {
+	known, ok := p.Store.Recall(memoApp, memo)
+	if !ok || !p.Store.HasTree(string(known)) {
+		return app{}, false
+	}
+	l, err := p.Store.Layer(ctx, string(known))
+	if err != nil {
+		return app{}, false
+	}
+	tree, err := p.Store.Tree(ctx, l)
+	if err != nil {
+		return app{}, false
+	}
+	return app{Dir: filepath.Join(tree, dirApp), DiffID: string(known), memo: memo}, true
+}
+
+// chooser says which files of the source belong to the app, and what is wrong
+// with them.
+type chooser struct {
+	platform *Platform
+	sel      selection
+	own      string // kiln's store in the source, "" if it is elsewhere
+	told     bool
+	bad      error
+}
+
+// skip says whether rel stays out.
+func (c *chooser) skip(rel string, dir bool) bool {
+	if c.sel.skips(rel, dir) {
+		return true
+	}
+	if c.own != "" && rel == c.own {
+		if !c.told {
+			c.told = true
+			c.platform.info("%s is kiln's own store: it is left out of the app", rel)
+		}
+		return true
+	}
+	if base := path.Base(rel); strings.HasPrefix(base, ".wh.") && c.bad == nil {
+		c.bad = badInput(fmt.Errorf("%q: a name that begins with .wh. means a deleted file in an image layer", rel), "rename it, or exclude it in project.toml")
+	}
+	return false
+}
+
+// copy makes to a copy of the chosen files. The build user owns it whatever
+// the source directory's mode was.
+func (c *chooser) copy(ctx context.Context, to, source string) error {
+	if err := os.MkdirAll(to, 0o755); err != nil {
+		return err
+	}
+	if err := layer.CopyTree(ctx, to, layer.Stack{Upper: source}, c.skip); err != nil {
+		return err
+	}
+	if err := errors.Join(c.sel.prune(to), os.Chmod(to, 0o755)); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(to)
+	if err == nil && len(entries) == 0 {
+		err = badInput(errors.New("there is nothing in it to build"), "name the folder of your app with --path; project.toml's include and exclude decide what is taken")
+	}
+	return err
 }
 
 func sourceError(source string, err error) error {
