@@ -8,7 +8,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 
 	"github.com/kilnbuild/kiln/internal/archive"
-	"github.com/kilnbuild/kiln/internal/sandbox"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
 
@@ -66,7 +65,7 @@ func Plan(req Request, b Builder) []Step {
 	}
 	foreign := func(phase string, args ...string) Step {
 		return Step{Phase: phase, Args: slices.Concat(common, args), Env: []string{api}, Mounts: slices.Clone(inside),
-			Foreign: true, Network: cmp.Or(req.Network, sandbox.HostNetwork)}
+			Foreign: true, Network: cmp.Or(req.Network, "host")}
 	}
 
 	analyze := []string{"-run-image", cmp.Or(req.RunImage, b.RunImage)}
