@@ -34,19 +34,20 @@ func TestFullDisk(t *testing.T) {
 	disk := t.TempDir()
 	r := inNamespace(t, `
 disk=$1; shift
-mount -t tmpfs -o size=16m disk "$disk"
+mount -t tmpfs -o size=600m disk "$disk"
 mkdir -m 700 "$disk/store"
 export KILN_STORE="$disk/store"
-for size in 16m 40m 125m 220m; do
-	mount -o remount,size=$size "$disk"
+for size in 16 40 125 220; do
+	rm -f "$disk/ballast"
+	fallocate -l $((600 - size))m "$disk/ballast"
 	code=0
 	"$@" 2>&1 || code=$?
 	echo "== $size: exit $code, scratch $(ls "$disk/store/tmp" | wc -l), $(kiln images -q | wc -l) images"
 done
-mount -o remount,size=600m "$disk"
+rm "$disk/ballast"
 "$@"
 kiln store check
-mount -o remount,ro "$disk"
+mount -o remount,bind,ro "$disk"
 code=0
 "$@" 2>&1 || code=$?
 echo "== read-only: exit $code"
@@ -56,7 +57,7 @@ echo "== read-only: exit $code"
 	}
 	steps := strings.Split(r.out, "\n== ")
 	seen := map[string]bool{}
-	for i, size := range []string{"16m", "40m", "125m", "220m"} {
+	for i, size := range []string{"16", "40", "125", "220"} {
 		if want := size + ": exit 7, scratch 0, 0 images"; !strings.HasPrefix(steps[i+1], want) {
 			t.Errorf("want %q, got:\n%s\n%s", want, steps[i], steps[i+1])
 		}

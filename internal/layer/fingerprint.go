@@ -17,7 +17,8 @@ import (
 // one tick of the file system's clock: racy is true when something changed so
 // lately that such a change could follow unseen, and then the fingerprint must
 // not be remembered. Names for which skip is true are left out, directories
-// with all that is in them; skip may be nil.
+// with all that is in them; skip may be nil. What the caller may not read is an
+// error, also where the caller could change that.
 func Fingerprint(ctx context.Context, dir string, skip func(rel string, dir bool) bool) (sum string, racy bool, err error) {
 	h, err := openHandle(unix.AT_FDCWD, dir)
 	if err != nil {
@@ -32,6 +33,9 @@ func Fingerprint(ctx context.Context, dir string, skip func(rel string, dir bool
 	var st unix.Stat_t
 	if err := fstat(h.fd, &st); err != nil {
 		return "", false, pathError("stat", dir, err)
+	}
+	if closed(&st) {
+		return "", false, pathError("open", dir, unix.EACCES)
 	}
 	f.add(".", &st)
 	if err := f.walk(root, ""); err != nil {
@@ -82,6 +86,9 @@ func (f *fingerprinter) visit(h half, name, path string) error {
 	if f.skip(path, isDir(&st)) {
 		return nil
 	}
+	if closed(&st) {
+		return pathError("open", path, unix.EACCES)
+	}
 	f.add(path, &st)
 	if !isDir(&st) {
 		return nil
@@ -92,6 +99,17 @@ func (f *fingerprinter) visit(h half, name, path string) error {
 	}
 	defer child.close()
 	return f.walk(half{handle: child}, path)
+}
+
+// closed says whether the caller's own file forbids the caller to read it.
+// Other functions here then loosen its mode for a moment. That would be seen in
+// a tree that is somebody's work, and its owner has not allowed it.
+func closed(st *unix.Stat_t) bool {
+	uid := unix.Geteuid()
+	if uid == 0 || int(st.Uid) != uid {
+		return false // root may; of others' files the kernel says so
+	}
+	return isDir(st) && st.Mode&0o500 != 0o500 || isRegular(st) && st.Mode&0o400 == 0
 }
 
 // add hashes one file. A directory's own times and size say only that names
