@@ -160,11 +160,12 @@ func newStrange(t *testing.T) *strange {
 
 // TestStrangeApp holds the app layer against the source, file by file.
 func TestStrangeApp(t *testing.T) {
+	builder, run := tiny(t)
 	s := newStrange(t)
 	bp := buildpack(t, "test/nothing", "", "")
 	layout := filepath.Join(t.TempDir(), "out")
-	first := must(t, "build", "strange", "--path", s.dir, "--buildpack", bp, "--quiet")
-	again := must(t, "build", "strange", "--path", s.dir, "--buildpack", bp, "--quiet", "--output", "oci:"+layout)
+	first := must(t, "build", "strange", "--path", s.dir, "--buildpack", bp, "--builder", builder, "--run-image", run, "--quiet")
+	again := must(t, "build", "strange", "--path", s.dir, "--buildpack", bp, "--builder", builder, "--run-image", run, "--quiet", "--output", "oci:"+layout)
 	if first != again {
 		t.Errorf("the store has %s, the layout %s", first, again)
 	}
@@ -177,7 +178,7 @@ func TestStrangeApp(t *testing.T) {
 		if !strings.HasPrefix(got, "01c") {
 			t.Errorf("tier %s: a process reads %q", tier, got)
 		}
-		rebuilt := must(t, "build", "strange-"+tier, "--path", s.dir, "--buildpack", bp, "--quiet", "--isolation", tier)
+		rebuilt := must(t, "build", "strange-"+tier, "--path", s.dir, "--buildpack", bp, "--builder", builder, "--run-image", run, "--quiet", "--isolation", tier)
 		if rebuilt != first {
 			t.Errorf("tier %s: image %s, want %s", tier, rebuilt, first)
 		}
