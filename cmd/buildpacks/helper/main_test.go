@@ -106,7 +106,7 @@ func FuzzQuote(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		if s != strings.ToValidUTF8(s, "") {
-			t.Skip("TOML is UTF-8")
+			return // TOML is UTF-8
 		}
 		var got map[string]string
 		if err := toml.Unmarshal([]byte(document([]variable{{"A", s}})), &got); err != nil || got["A"] != s {
