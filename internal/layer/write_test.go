@@ -491,3 +491,40 @@ func TestWriteFiles(t *testing.T) {
 		}
 	}
 }
+
+// TestPitfall28SpuriousOpaques: the kernel marks every directory opaque that is
+// made in a merged one. A layer's tar shows the merged tree, so no mark and no
+// whiteout may differ it from the tar of the same tree written in a plain
+// directory.
+func TestPitfall28SpuriousOpaques(t *testing.T) {
+	lower, upper, plain := t.TempDir(), t.TempDir(), t.TempDir()
+	write := func(dir, name string) {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(lower, "bp/kept")
+	write(lower, "bp/layer/gone")
+	write(upper, "bp/layer/new/f")
+	for _, dir := range []string{"bp/layer", "bp/layer/new"} {
+		if err := unix.Setxattr(filepath.Join(upper, dir), "user.overlay.opaque", []byte("y"), 0); err != nil {
+			t.Fatalf("this file system has no user xattrs, which overlayfs needs as well: %v", err)
+		}
+	}
+	write(plain, "bp/layer/new/f")
+	var merged, want bytes.Buffer
+	if _, err := WriteTree(t.Context(), &merged, Stack{Upper: upper, Lowers: []string{lower}}, "bp/layer", "/layers/bp/layer", nil, Owner{1, 1}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := WriteTree(t.Context(), &want, Stack{Upper: plain}, "bp/layer", "/layers/bp/layer", nil, Owner{1, 1}); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(merged.Bytes(), want.Bytes()) {
+		t.Error("the layer of a directory that was made in an overlay differs from that of a plain one")
+	}
+}
