@@ -51,7 +51,7 @@ func newPodman() (podmanHome, error) {
 	if _, err := exec.LookPath("podman"); err != nil {
 		return podmanHome{}, errors.New("podman is missing: apt-get install podman runc")
 	}
-	dir, err := os.MkdirTemp("", "podman-") // short: there are sockets in it
+	dir, err := os.MkdirTemp("/tmp", "kp-") // podman takes no runroot of more than 50 characters
 	if err != nil {
 		return podmanHome{}, err
 	}
