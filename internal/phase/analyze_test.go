@@ -366,7 +366,7 @@ func TestRestoreTable(t *testing.T) {
 			if got != test.want || len(known) > 0 != placed {
 				t.Errorf("restored %q, want %q", got, test.want)
 			}
-			if strings.Contains(string(body), "types") || got != none && !strings.Contains(string(body), "from = 'sha256:") {
+			if strings.Contains(string(body), "types") || got != none && !strings.Contains(string(body), "from = \"sha256:") {
 				t.Errorf("layer.toml:\n%s", body)
 			}
 			if x.warnings() != nil {

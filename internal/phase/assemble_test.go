@@ -252,7 +252,7 @@ func TestImageConfigGolden(t *testing.T) {
 	if len(c.Config.Labels) != 8 {
 		t.Errorf("labels: %v", c.Config.Labels)
 	}
-	const id = "sha256:3a809696eb3cd9c0914790e5704d29b538ee7627b4cd3a1293b3bfb775dbe541"
+	const id = "sha256:ef2ee26416669b5e7d243c2ddeaffc8c69f06965b4cd3500aa1529255e918354"
 	if got := imageID(t, out.Image); got != id {
 		t.Errorf("image ID %s, want %s", got, id)
 	}

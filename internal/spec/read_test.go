@@ -219,7 +219,7 @@ func TestReadAnalyzed(t *testing.T) {
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Error(err, diff)
 	}
-	if !strings.Contains(string(b), "\nvariant = 'v7'") {
+	if !strings.Contains(string(b), "\nvariant = \"v7\"") {
 		t.Errorf("variant is not spelled as the specification does:\n%s", b)
 	}
 

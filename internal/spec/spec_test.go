@@ -306,11 +306,11 @@ func TestMarshal(t *testing.T) {
 		{"restored layer has no types", LayerTOML{Metadata: map[string]any{"b": int64(1), "a": map[string]any{"z": true}}}, "[metadata]\nb = 1\n\n[metadata.a]\nz = true\n"},
 		{"layer", LayerTOML{Types: LayerTypes{Launch: true}}, "[types]\nlaunch = true\nbuild = false\ncache = false\n"},
 		{"empty group", Group{}, ""},
-		{"group", Group{Group: []GroupElement{{ID: "a", Version: "1", API: "0.9"}}}, "[[group]]\nid = 'a'\nversion = '1'\napi = '0.9'\n"},
-		{"report", Report{ReportImage{Tags: []string{"t"}, Digest: "d", ManifestSize: 12}}, "[image]\ntags = ['t']\ndigest = 'd'\nmanifest-size = 12\n"},
-		{"report of a daemon", Report{ReportImage{Tags: []string{"t"}, ImageID: "i"}}, "[image]\ntags = ['t']\nimage-id = 'i'\n"},
-		{"analyzed", Analyzed{RunImage: &RunImage{Image: "i", Reference: "r"}}, "[run-image]\nimage = 'i'\nreference = 'r'\n"},
-		{"plan", Plan{Entries: []PlanEntry{{[]PlanProvider{{ID: "a", Version: "1"}}, []Require{{Name: "n"}}}}}, "[[entries]]\n[[entries.providers]]\nid = 'a'\nversion = '1'\n\n[[entries.requires]]\nname = 'n'\n"},
+		{"group", Group{Group: []GroupElement{{ID: "a", Version: "1", API: "0.9"}}}, "[[group]]\nid = \"a\"\nversion = \"1\"\napi = \"0.9\"\n"},
+		{"report", Report{ReportImage{Tags: []string{"t"}, Digest: "d", ManifestSize: 12}}, "[image]\ntags = [\"t\"]\ndigest = \"d\"\nmanifest-size = 12\n"},
+		{"report of a daemon", Report{ReportImage{Tags: []string{"t"}, ImageID: "i"}}, "[image]\ntags = [\"t\"]\nimage-id = \"i\"\n"},
+		{"analyzed", Analyzed{RunImage: &RunImage{Image: "i", Reference: "r"}}, "[run-image]\nimage = \"i\"\nreference = \"r\"\n"},
+		{"plan", Plan{Entries: []PlanEntry{{[]PlanProvider{{ID: "a", Version: "1"}}, []Require{{Name: "n"}}}}}, "[[entries]]\n[[entries.providers]]\nid = \"a\"\nversion = \"1\"\n\n[[entries.requires]]\nname = \"n\"\n"},
 	}
 	for _, tt := range tests {
 		for range 3 {
@@ -338,7 +338,7 @@ func TestBuildMetadata(t *testing.T) {
 	}
 
 	b, err = EncodeBuildMetadata(m, "0.9")
-	if err != nil || !strings.Contains(string(b), "\ncommand = 'x'\nargs = ['y', 'z']\ndirect = true\n") {
+	if err != nil || !strings.Contains(string(b), "\ncommand = \"x\"\nargs = [\"y\", \"z\"]\ndirect = true\n") {
 		t.Errorf("%v\n%s", err, b)
 	}
 	got, err = ReadBuildMetadata(b, "metadata.toml")

@@ -209,7 +209,7 @@ printf '[types]\nlaunch = true\ncache = true\n[metadata]\nkey = "%s"\n' "$key" >
 `)); err != nil {
 		return err
 	}
-	args := []string{"bench-" + name, "--path", src, "--buildpack", bp, "--volume", tree + ":/volumes/tree:ro"}
+	args := []string{"bench-" + strings.ToLower(name), "--path", src, "--buildpack", bp, "--volume", tree + ":/volumes/tree:ro"}
 	pipe, err := measure(b.runs, func(int) (time.Duration, error) {
 		start := time.Now()
 		out, err := exec.Command("sh", "-c", "tar cf - -C \"$1\" . | openssl dgst -sha256", "sh", tree).CombinedOutput()
