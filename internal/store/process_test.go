@@ -132,7 +132,10 @@ func victim(ctx context.Context, s *store.Store) error {
 		{"ref c 1", func() error { return s.Write(ctx, "c", first) }},
 		{"ref c 2", func() error { return s.Write(ctx, "c", second) }},
 		{"unref b", func() error {
-			fmt.Println("maybe b") // from here until it is acknowledged, b may be there or not
+			// From here until it is acknowledged, b may be there or not.
+			if _, err := fmt.Println("maybe b"); err != nil {
+				return err
+			}
 			err := s.Delete(ctx, "b")
 			if errors.Is(err, image.ErrNotFound) {
 				return nil
