@@ -13,7 +13,7 @@ STATICCHECK := bin/staticcheck
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 .PHONY: build
 build: ## build bin/kiln, one static file
@@ -31,6 +31,20 @@ demo: build ## build the talk's app into an image, run it, fetch its page
 .PHONY: test
 test: ## run every test (as root: once as root, once as an ordinary user)
 	./scripts/test
+
+.PHONY: conformance
+conformance: ## run every test and write docs/conformance.md
+	KILN_CONFORMANCE_TABLE=write ./scripts/test
+
+.PHONY: mutants
+mutants: ## plant faults in the sources and want the tests of each requirement to fail
+	$(GO) run ./test/conform/mutants
+
+FUZZTIME ?= 10s
+
+.PHONY: fuzz
+fuzz: ## run each fuzzer for FUZZTIME (10s)
+	FUZZTIME=$(FUZZTIME) ./scripts/fuzz
 
 .PHONY: lint
 lint: $(STATICCHECK) ## gofmt, go vet, staticcheck

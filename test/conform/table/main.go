@@ -1,7 +1,8 @@
 // Command table makes docs/conformance.md of what the tests left in a
-// directory: requirement, tests, state. With -check it writes nothing and fails
-// when a requirement is neither held by a passing test nor answered, or, with
-// results of root and of an ordinary user, when the file is not up to date.
+// directory: requirement, tests, state. -write writes it; -open only says which
+// requirements are neither held by a passing test nor answered; -check fails if
+// there are such, or, with results of root and of an ordinary user, when the
+// file is not up to date.
 package main
 
 import (
@@ -22,15 +23,17 @@ import (
 func main() {
 	results := flag.String("results", "", "the `directory` that KILN_CONFORMANCE named")
 	file := flag.String("file", "docs/conformance.md", "the table")
-	check := flag.Bool("check", false, "write nothing: fail unless all holds and the table is up to date")
+	write := flag.Bool("write", false, "write the table")
+	flag.Bool("open", false, "say what is open (default)")
+	check := flag.Bool("check", false, "fail unless all holds and the table is up to date")
 	flag.Parse()
-	if err := run(*results, *file, *check); err != nil {
+	if err := run(*results, *file, *write, *check); err != nil {
 		fmt.Fprintln(os.Stderr, "conformance:", err)
 		os.Exit(1)
 	}
 }
 
-func run(dir, file string, check bool) error {
+func run(dir, file string, write, check bool) error {
 	all, err := conform.Requirements()
 	if err != nil {
 		return err
@@ -40,9 +43,16 @@ func run(dir, file string, check bool) error {
 		return err
 	}
 	table, open := render(all, found)
-	if !check {
-		fmt.Printf("%d of %d requirements hold or are answered\n", len(all)-len(open), len(all))
+	fmt.Printf("%d of %d requirements hold or are answered", len(all)-len(open), len(all))
+	if len(open) > 0 {
+		fmt.Printf("; open: %v", open)
+	}
+	fmt.Println()
+	if write {
 		return os.WriteFile(file, table, 0o644)
+	}
+	if !check {
+		return nil
 	}
 	if len(open) > 0 {
 		return fmt.Errorf("no passing test covers %d requirements, and no answer says why: %v", len(open), open)
