@@ -139,12 +139,12 @@ func (w *BlobWriter) place(sum string, syncDir bool) error {
 	if err != nil {
 		return err
 	}
-	defer l.unlock()
+	defer l.Unlock()
 	bad, err := s.lock(w.ctx, "bad", unix.LOCK_SH)
 	if err != nil {
 		return err
 	}
-	defer bad.unlock()
+	defer bad.Unlock()
 	if err := s.hold(w.ctx, item{blobKind, sum}); err != nil {
 		return err
 	}
@@ -203,7 +203,7 @@ func (s *Store) holdBytes(ctx context.Context, b []byte) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	defer l.unlock()
+	defer l.Unlock()
 	hex := digestOf(b)[len("sha256:"):]
 	if have, err := os.ReadFile(s.blobPath(hex)); err != nil || !bytes.Equal(have, b) {
 		return false, nil
@@ -305,7 +305,7 @@ func (s *Store) quarantine(hex string, fi fs.FileInfo, reason string) error {
 	if err != nil {
 		return err
 	}
-	defer l.unlock()
+	defer l.Unlock()
 	now, err := os.Lstat(s.blobPath(hex))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

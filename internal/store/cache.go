@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,8 +12,8 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/pelletier/go-toml/v2"
-	"golang.org/x/sys/unix"
 
+	"github.com/kilnbuild/kiln/internal/flock"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
 
@@ -51,39 +50,11 @@ func (c *Cache) path() string { return c.store.path("caches", fileName(c.key)+".
 // has it, wait is called once with who that is, and Lock waits for as long as
 // ctx lives. The lock ends with unlock or with the process.
 func (c *Cache) Lock(ctx context.Context, wait func(holder string)) (unlock func(), err error) {
-	path := c.store.path("caches", fileName(c.key)+".lock")
-	const flags = os.O_RDWR | os.O_CREATE
-	l, err := tryFlock(path, flags, unix.LOCK_EX)
-	if errors.Is(err, errLocked) {
-		if wait != nil {
-			wait(holderOf(path))
-		}
-		l, err = flockPath(ctx, path, flags, unix.LOCK_EX)
-	}
+	l, err := flock.Hold(ctx, c.store.path("caches", fileName(c.key)+".lock"), wait)
 	if err != nil {
 		return nil, fmt.Errorf("lock cache %s: %w", c.key, err)
 	}
-	// For people only: who holds the lock is the kernel's knowledge.
-	text := fmt.Sprintf("process %d (%s), since %s", os.Getpid(), filepath.Base(os.Args[0]), time.Now().Format(time.TimeOnly))
-	_ = l.f.Truncate(0)
-	_, _ = l.f.WriteAt([]byte(text), 0)
-	return func() {
-		_ = l.f.Truncate(0)
-		l.unlock()
-	}, nil
-}
-
-func holderOf(path string) string {
-	f, err := os.Open(path)
-	if err != nil {
-		return "another process"
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, 200))
-	if err != nil || len(b) == 0 {
-		return "another process"
-	}
-	return string(b)
+	return l.Unlock, nil
 }
 
 // Load returns what was saved last. It is false if there is nothing, or nothing
@@ -95,7 +66,7 @@ func (c *Cache) Load(ctx context.Context) (spec.CacheMetadata, bool, error) {
 	if err != nil {
 		return spec.CacheMetadata{}, false, fmt.Errorf("load cache %s: %w", c.key, err)
 	}
-	defer l.unlock()
+	defer l.Unlock()
 	r, md, err := c.store.readCache(filepath.Base(c.path()))
 	if errors.Is(err, fs.ErrNotExist) {
 		return spec.CacheMetadata{}, false, nil

@@ -77,7 +77,7 @@ func (c *checker) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer l.unlock()
+	defer l.Unlock()
 	for _, step := range []func(context.Context) error{c.files, c.images, c.caches, c.blobs, c.trees} {
 		if err := step(ctx); err != nil {
 			return err
@@ -100,7 +100,7 @@ func (c *checker) index(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer l.unlock()
+	defer l.Unlock()
 	if _, err := os.Lstat(s.path("refs", staleMark)); err == nil {
 		return s.writeIndex(ctx) // of somebody who was killed
 	}

@@ -53,7 +53,7 @@ func (s *Store) gc(ctx context.Context) (Freed, error) {
 	if err != nil {
 		return Freed{}, err
 	}
-	defer l.unlock()
+	defer l.Unlock()
 	needed, err := s.needed(ctx)
 	if err != nil {
 		return Freed{}, err

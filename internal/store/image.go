@@ -34,7 +34,7 @@ func (s *Store) Image(ctx context.Context, ref string) (v1.Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open image %s: %w", ref, err)
 	}
-	defer l.unlock()
+	defer l.Unlock()
 	refs, err := s.find(ctx, ref)
 	if err != nil {
 		return nil, fmt.Errorf("open image: %w", err)

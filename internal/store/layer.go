@@ -166,7 +166,7 @@ func (s *Store) Layer(ctx context.Context, diffID string) (v1.Layer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("layer %s: %w", diffID, err)
 	}
-	defer l.unlock()
+	defer l.Unlock()
 	desc, err := s.findLayer(diffID)
 	if err != nil {
 		return nil, err
@@ -266,7 +266,7 @@ func (s *Store) Compressed(ctx context.Context, l v1.Layer) (v1.Layer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("compress layer %s: %w", diffID, err)
 	}
-	defer work.unlock()
+	defer work.Unlock()
 	if twin, err := s.twin(ctx, diffID); twin != nil || err != nil {
 		return twin, err
 	}
@@ -284,7 +284,7 @@ func (s *Store) twin(ctx context.Context, diffID v1.Hash) (v1.Layer, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer l.unlock()
+	defer l.Unlock()
 	desc, ok := s.recallBlob(gzipMemo, diffID.String())
 	if !ok {
 		return nil, nil

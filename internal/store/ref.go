@@ -247,7 +247,7 @@ func (s *Store) Delete(ctx context.Context, ref string) error {
 	if err != nil {
 		return fmt.Errorf("delete %s: %w", ref, err)
 	}
-	defer l.unlock()
+	defer l.Unlock()
 	names, err := s.namesOf(ctx, ref)
 	if err != nil {
 		return fmt.Errorf("delete: %w", err)
@@ -292,7 +292,7 @@ func (s *Store) setRef(ctx context.Context, r Ref) error {
 	if err != nil {
 		return err
 	}
-	defer l.unlock()
+	defer l.Unlock()
 	b, err := seal(r)
 	if err != nil {
 		return err
@@ -328,7 +328,7 @@ func (s *Store) freshIndex(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer l.unlock()
+	defer l.Unlock()
 	return s.writeIndex(ctx)
 }
 

@@ -17,6 +17,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kilnbuild/kiln/internal/flock"
+
 	"github.com/kilnbuild/kiln/internal/layer"
 )
 
@@ -24,7 +26,7 @@ import (
 // lives. Its file `held` lists what GC must leave alone for its sake.
 type session struct {
 	dir  string
-	lock *lock
+	lock *flock.Lock
 	n    atomic.Int64
 
 	mu   sync.Mutex
@@ -55,18 +57,18 @@ func (s *Store) use(ctx context.Context) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer l.unlock()
+	defer l.Unlock()
 	dir := s.path("tmp", strings.ToLower(rand.Text()[:12]))
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, s.full(err, 0)
 	}
-	alive, err := tryFlock(dir, os.O_RDONLY|unix.O_DIRECTORY, unix.LOCK_EX)
+	alive, err := flock.Try(dir, os.O_RDONLY|unix.O_DIRECTORY, unix.LOCK_EX)
 	if err != nil {
 		return nil, err
 	}
 	held, err := os.OpenFile(filepath.Join(dir, "held"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
-		alive.unlock()
+		alive.Unlock()
 		return nil, s.full(err, 0)
 	}
 	s.session = &session{dir: dir, lock: alive, held: held, seen: map[item]bool{}}
@@ -82,7 +84,7 @@ func (ses *session) close(s *Store) error {
 	ses.mu.Lock()
 	defer ses.mu.Unlock()
 	err := errors.Join(ses.held.Close(), s.discard(ses.dir))
-	ses.lock.unlock()
+	ses.lock.Unlock()
 	return err
 }
 
@@ -121,7 +123,7 @@ func (s *Store) liveItems(ctx context.Context) (map[item]bool, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer l.unlock()
+	defer l.Unlock()
 	live := map[item]bool{}
 	sessions, err := os.ReadDir(s.path("tmp"))
 	if err != nil {
@@ -157,16 +159,16 @@ func (s *Store) dead(e fs.DirEntry) (bool, error) {
 	if !e.IsDir() {
 		return true, nil
 	}
-	l, err := tryFlock(s.path("tmp", e.Name()), os.O_RDONLY|unix.O_DIRECTORY, unix.LOCK_EX)
+	l, err := flock.Try(s.path("tmp", e.Name()), os.O_RDONLY|unix.O_DIRECTORY, unix.LOCK_EX)
 	switch {
-	case errors.Is(err, errLocked):
+	case errors.Is(err, flock.ErrHeld):
 		return false, nil
 	case errors.Is(err, fs.ErrNotExist):
 		return false, nil
 	case err != nil:
 		return false, err
 	}
-	l.unlock()
+	l.Unlock()
 	return true, nil
 }
 
@@ -197,7 +199,7 @@ func (s *Store) reclaimSessions(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer l.unlock()
+	defer l.Unlock()
 	entries, err := os.ReadDir(s.path("tmp"))
 	if err != nil {
 		return err
@@ -242,14 +244,14 @@ func (s *Store) toTrash(path string) (string, error) {
 // emptyTrash removes what is in the trash. What cannot be removed by this user
 // (files of a sub-uid) stays there and is reported.
 func (s *Store) emptyTrash() error {
-	l, err := tryFlock(s.path("locks", "trash"), os.O_RDWR|os.O_CREATE, unix.LOCK_EX)
-	if errors.Is(err, errLocked) {
+	l, err := flock.Try(s.path("locks", "trash"), os.O_RDWR|os.O_CREATE, unix.LOCK_EX)
+	if errors.Is(err, flock.ErrHeld) {
 		return nil // somebody is at it
 	}
 	if err != nil {
 		return err
 	}
-	defer l.unlock()
+	defer l.Unlock()
 	entries, err := os.ReadDir(s.path("trash"))
 	if err != nil {
 		return err

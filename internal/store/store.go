@@ -33,6 +33,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/kilnbuild/kiln/internal/flock"
+
 	"github.com/kilnbuild/kiln/internal/spec"
 )
 
@@ -166,11 +168,11 @@ func (s *Store) hasVersion() (bool, error) {
 
 // create makes a store; VERSION, which says that it is one, comes last.
 func (s *Store) create(ctx context.Context) error {
-	l, err := flockPath(ctx, s.dir, os.O_RDONLY|unix.O_DIRECTORY, unix.LOCK_EX)
+	l, err := flock.Take(ctx, s.dir, os.O_RDONLY|unix.O_DIRECTORY, unix.LOCK_EX)
 	if err != nil {
 		return err
 	}
-	defer l.unlock()
+	defer l.Unlock()
 	if ok, err := s.hasVersion(); ok || err != nil {
 		return err // another process was faster
 	}
@@ -231,13 +233,13 @@ func (s *Store) onlyOurs() error {
 
 // selfTest tries the four things that the promise stands on.
 func (s *Store) selfTest(ctx context.Context) error {
-	a, err := flockPath(ctx, s.path("locks", "store"), os.O_RDWR|os.O_CREATE, unix.LOCK_EX)
+	a, err := flock.Take(ctx, s.path("locks", "store"), os.O_RDWR|os.O_CREATE, unix.LOCK_EX)
 	if err != nil {
 		return fmt.Errorf("flock: %w", err)
 	}
-	defer a.unlock()
-	if b, err := tryFlock(s.path("locks", "store"), os.O_RDWR, unix.LOCK_EX); err == nil {
-		b.unlock()
+	defer a.Unlock()
+	if b, err := flock.Try(s.path("locks", "store"), os.O_RDWR, unix.LOCK_EX); err == nil {
+		b.Unlock()
 		return errors.New("flock gives one lock to two holders")
 	}
 	from, to := s.path("tmp", "selftest-a"), s.path("tmp", "selftest-b")

@@ -84,7 +84,7 @@ func (s *Store) tree(ctx context.Context, l v1.Layer, hex string) (string, error
 	if err != nil {
 		return "", err
 	}
-	defer work.unlock()
+	defer work.Unlock()
 	if ok, err := s.claimTree(ctx, hex); ok || err != nil {
 		return filepath.Join(s.treePath(hex), "fs"), err
 	}
@@ -108,7 +108,7 @@ func (s *Store) claimTree(ctx context.Context, hex string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	defer l.unlock()
+	defer l.Unlock()
 	if !s.complete(hex) {
 		return false, nil
 	}
@@ -181,7 +181,7 @@ func (s *Store) placeTree(ctx context.Context, tmp, hex string) error {
 	if err != nil {
 		return err
 	}
-	defer l.unlock()
+	defer l.Unlock()
 	if err := s.hold(ctx, item{treeKind, hex}); err != nil {
 		return err
 	}
@@ -231,7 +231,7 @@ func (s *Store) adopt(ctx context.Context, hex, dir string) error {
 	if err != nil {
 		return err
 	}
-	defer work.unlock()
+	defer work.Unlock()
 	if ok, err := s.claimTree(ctx, hex); err != nil {
 		return err
 	} else if ok {

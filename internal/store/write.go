@@ -203,7 +203,7 @@ func (s *Store) holdBlob(ctx context.Context, d v1.Descriptor) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	defer l.unlock()
+	defer l.Unlock()
 	if !s.hasBlob(d.Digest.Hex, d.Size) {
 		return false, nil
 	}
