@@ -31,6 +31,10 @@ func TestContract(t *testing.T) {
 			l := Layout{filepath.Join(dir, "not", "there", "yet")}
 			return imagetest.Place{Target: l, Source: l}
 		},
+		"layout-dir": func(dir string) imagetest.Place {
+			l := LayoutDir{dir}
+			return imagetest.Place{Target: l, Source: l}
+		},
 		"oci-archive": func(dir string) imagetest.Place {
 			a := OCIArchive{filepath.Join(dir, "out.tar")}
 			return imagetest.Place{Target: a, Source: a, Single: true}

@@ -57,19 +57,27 @@ func (l Layout) open(name string) (io.ReadCloser, int64, error) {
 // appears complete; in one that is there all blobs appear after the last was
 // written, then the index that names them.
 func (l Layout) Write(ctx context.Context, ref string, img v1.Image) error {
-	if err := l.write(ctx, ref, img); err != nil {
+	if err := l.write(ctx, img, content{name: ref}); err != nil {
 		return fmt.Errorf("write image %q to OCI layout %s: %w", ref, l.Dir, err)
 	}
 	return nil
 }
 
-func (l Layout) write(ctx context.Context, ref string, img v1.Image) error {
+// content is what becomes of a layout that an image is written to.
+type content struct {
+	name string // of the image
+	// alone makes it the only image: others go, and so do their blobs. Its own
+	// may be missing where it was read from, and are missing here then.
+	alone bool
+}
+
+func (l Layout) write(ctx context.Context, img v1.Image, c content) error {
 	dir, err := filepath.Abs(l.Dir)
 	if err != nil {
 		return err
 	}
 	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
-		return Layout{dir}.extend(ctx, ref, img, lockDir)
+		return Layout{dir}.extend(ctx, img, c, lockDir)
 	}
 	parent := filepath.Dir(dir)
 	if err := os.MkdirAll(parent, 0o777); err != nil {
@@ -80,14 +88,14 @@ func (l Layout) write(ctx context.Context, ref string, img v1.Image) error {
 		return err
 	}
 	defer t.remove()
-	if err := (Layout{t.path}).extend(ctx, ref, img, alreadyLocked); err != nil {
+	if err := (Layout{t.path}).extend(ctx, img, c, alreadyLocked); err != nil {
 		return err
 	}
 	err = os.Rename(t.path, dir)
 	if errors.Is(err, fs.ErrExist) || errors.Is(err, syscall.ENOTEMPTY) {
 		// Somebody else was first: add to theirs. The blobs are read again,
 		// which is rare enough.
-		return Layout{dir}.extend(ctx, ref, img, lockDir)
+		return Layout{dir}.extend(ctx, img, c, lockDir)
 	}
 	if err != nil {
 		return err
@@ -100,9 +108,17 @@ func (l Layout) write(ctx context.Context, ref string, img v1.Image) error {
 // holds its lock.
 func alreadyLocked(context.Context, string) (func(), error) { return func() {}, nil }
 
-// extend adds img to a directory that is there.
-func (l Layout) extend(ctx context.Context, ref string, img v1.Image, lock func(context.Context, string) (func(), error)) error {
-	if err := l.check(); err != nil {
+// extend adds img to a directory that is there. What takes blobs away holds
+// the lock from the start, so that nobody counts on one that goes.
+func (l Layout) extend(ctx context.Context, img v1.Image, c content, lock func(context.Context, string) (func(), error)) error {
+	if c.alone {
+		unlock, err := lock(ctx, l.Dir)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		lock = alreadyLocked
+	} else if err := l.check(); err != nil {
 		return err
 	}
 	manifest, blobs, err := items(img)
@@ -114,7 +130,7 @@ func (l Layout) extend(ctx context.Context, ref string, img v1.Image, lock func(
 		return err
 	}
 	defer stage.remove()
-	missing, err := l.stage(ctx, stage.path, blobs)
+	missing, err := l.stage(ctx, stage.path, blobs, c)
 	if err != nil {
 		return err
 	}
@@ -123,7 +139,10 @@ func (l Layout) extend(ctx context.Context, ref string, img v1.Image, lock func(
 		return err
 	}
 	defer unlock()
-	return l.commit(stage.path, missing, manifest, ref)
+	if err := l.commit(stage.path, missing, manifest, c); err != nil || !c.alone {
+		return err
+	}
+	return l.prune(blobs)
 }
 
 // check refuses a directory that holds something else.
@@ -157,7 +176,7 @@ func (l Layout) check() error {
 
 // stage writes the blobs that are missing, or not what they should be, into
 // dir under their digests.
-func (l Layout) stage(ctx context.Context, dir string, blobs []item) ([]v1.Hash, error) {
+func (l Layout) stage(ctx context.Context, dir string, blobs []item, c content) ([]v1.Hash, error) {
 	staged := make([]bool, len(blobs))
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(4) // hashing takes a core, reading waits
@@ -166,15 +185,18 @@ func (l Layout) stage(ctx context.Context, dir string, blobs []item) ([]v1.Hash,
 			if l.has(ctx, it.desc) {
 				return nil
 			}
-			staged[i] = true
 			f, err := os.OpenFile(filepath.Join(dir, it.desc.Digest.Hex), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 			if err != nil {
 				return err
 			}
 			defer f.Close()
 			if err := it.copyTo(ctx, f); err != nil {
+				if c.alone && errors.Is(err, errNoBlob) {
+					return nil
+				}
 				return err
 			}
+			staged[i] = true
 			return f.Sync()
 		})
 	}
@@ -206,7 +228,7 @@ func (l Layout) has(ctx context.Context, desc v1.Descriptor) bool {
 }
 
 // commit renames blobs, then the index. The lock is held.
-func (l Layout) commit(stage string, blobs []v1.Hash, manifest v1.Descriptor, ref string) error {
+func (l Layout) commit(stage string, blobs []v1.Hash, manifest v1.Descriptor, c content) error {
 	dir := filepath.Join(l.Dir, "blobs", "sha256")
 	if err := os.MkdirAll(dir, 0o777); err != nil {
 		return err
@@ -225,7 +247,10 @@ func (l Layout) commit(stage string, blobs []v1.Hash, manifest v1.Descriptor, re
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	index, err := indexWith(raw, manifest, ref)
+	if c.alone {
+		raw = nil
+	}
+	index, err := indexWith(raw, manifest, c.name)
 	if err != nil {
 		return err
 	}
@@ -235,6 +260,28 @@ func (l Layout) commit(stage string, blobs []v1.Hash, manifest v1.Descriptor, re
 		}
 	}
 	return l.replace(stage, oci.ImageIndexFile, index)
+}
+
+// prune removes blobs that are not among keep. The lock is held.
+func (l Layout) prune(keep []item) error {
+	needed := map[string]bool{}
+	for _, it := range keep {
+		needed[it.desc.Digest.Hex] = true
+	}
+	dir := filepath.Join(l.Dir, "blobs", "sha256")
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if _, err := v1.NewHash("sha256:" + e.Name()); err != nil || needed[e.Name()] {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // replace puts a small file in place by way of the stage.

@@ -53,9 +53,15 @@ func (open opener) readFile(name string, most int64) ([]byte, error) {
 	return b, nil
 }
 
+// errNoBlob says that an image's blob is not where its manifest is.
+var errNoBlob = errors.New("the blob is missing")
+
 // blob opens one that is checked while it is read.
 func (open opener) blob(desc v1.Descriptor) (io.ReadCloser, error) {
 	rc, _, err := open(blobName(desc.Digest))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("blob %s: %w: %w", desc.Digest, errNoBlob, err)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -34,6 +34,13 @@ type Target interface {
 	Write(ctx context.Context, ref string, img v1.Image) error
 }
 
+// Pinner is what a Source may also offer: a reference that means img for ever,
+// where ref may mean another image tomorrow. Without it, that is ref's
+// repository with img's digest.
+type Pinner interface {
+	Pin(ref string, img v1.Image) (string, error)
+}
+
 // AccessChecker is what a Source or Target may also offer: to say early
 // whether ref could be read or written.
 type AccessChecker interface {

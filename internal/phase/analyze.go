@@ -33,9 +33,6 @@ type AnalyzeSetting struct {
 	PlatformAPI string
 	// ExecEnv is CNB_EXEC_ENV; empty is the default.
 	ExecEnv string
-	// Daemon makes references image IDs instead of digest references, and
-	// leaves out the checks of write access.
-	Daemon bool
 }
 
 // Analysis is what Analyze found: analyzed.toml, and the images behind it.
@@ -67,7 +64,7 @@ func analyze(ctx context.Context, source image.Source, names Names, run spec.Run
 	if names.Previous == "" {
 		names.Previous = names.Image
 	}
-	if err := checkAccess(ctx, source, names, set); err != nil {
+	if err := checkAccess(ctx, source, names); err != nil {
 		return Analysis{}, err
 	}
 	var err error
@@ -77,10 +74,10 @@ func analyze(ctx context.Context, source image.Source, names Names, run spec.Run
 		}
 	}
 	var a Analysis
-	if a.Analyzed.RunImage, a.Run, err = openRunImage(ctx, source, names.Run, set.Daemon); err != nil {
+	if a.Analyzed.RunImage, a.Run, err = openRunImage(ctx, source, names.Run); err != nil {
 		return Analysis{}, err
 	}
-	if err := a.openPrevious(ctx, source, names.Previous, set, sink); err != nil {
+	if err := a.openPrevious(ctx, source, names.Previous, sink); err != nil {
 		return Analysis{}, err
 	}
 	if layers != nil && a.Previous != nil && spec.Has(set.PlatformAPI, spec.PlatformSBOM) && !otherExecEnv(a.Analyzed, set.PlatformAPI, set.ExecEnv) {
@@ -115,21 +112,17 @@ func CheckOneRegistry(image string, tags []string) error {
 
 // checkAccess asks the source, if it can tell, for everything that the build
 // will read or write later, all at once.
-func checkAccess(ctx context.Context, source image.Source, names Names, set AnalyzeSetting) error {
+func checkAccess(ctx context.Context, source image.Source, names Names) error {
 	checker, ok := source.(image.AccessChecker)
 	if !ok {
 		return nil
 	}
-	var read, write []string
-	read = append(read, names.Previous)
+	read, write := []string{names.Previous}, append([]string{names.Image}, names.Tags...)
 	if names.Run != "" {
 		read = append(read, names.Run)
 	}
 	if names.Cache != "" {
 		read, write = append(read, names.Cache), append(write, names.Cache)
-	}
-	if !set.Daemon {
-		write = append(append(write, names.Image), names.Tags...)
 	}
 	group, gctx := errgroup.WithContext(ctx)
 	for _, ref := range distinct(read) {
@@ -158,7 +151,7 @@ func distinct(list []string) []string {
 }
 
 // openPrevious opens the image of the last build and reads its label.
-func (a *Analysis) openPrevious(ctx context.Context, source image.Source, ref string, set AnalyzeSetting, sink event.Sink) error {
+func (a *Analysis) openPrevious(ctx context.Context, source image.Source, ref string, sink event.Sink) error {
 	img, err := source.Image(ctx, ref)
 	if errors.Is(err, image.ErrNotFound) {
 		return nil
@@ -166,7 +159,7 @@ func (a *Analysis) openPrevious(ctx context.Context, source image.Source, ref st
 	if err != nil {
 		return fmt.Errorf("previous image %s: %w", ref, err)
 	}
-	md, reference, err := readPrevious(img, ref, set.Daemon)
+	md, reference, err := readPrevious(source, img, ref)
 	if err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -194,12 +187,12 @@ func otherExecEnv(a spec.Analyzed, platformAPI, execEnv string) bool {
 
 // readPrevious reads what a previous image says of itself. An image that no
 // lifecycle made has no metadata.
-func readPrevious(img v1.Image, ref string, daemon bool) (spec.LifecycleMetadata, string, error) {
+func readPrevious(source image.Source, img v1.Image, ref string) (spec.LifecycleMetadata, string, error) {
 	cf, err := img.ConfigFile()
 	if err != nil {
 		return spec.LifecycleMetadata{}, "", err
 	}
-	reference, err := referenceOf(img, ref, daemon)
+	reference, err := referenceOf(source, img, ref)
 	if err != nil {
 		return spec.LifecycleMetadata{}, "", err
 	}
@@ -211,11 +204,11 @@ func readPrevious(img v1.Image, ref string, daemon bool) (spec.LifecycleMetadata
 	return md, reference, err
 }
 
-// referenceOf says which image ref means now: its digest reference, or its
-// image ID in a daemon.
-func referenceOf(img v1.Image, ref string, daemon bool) (string, error) {
-	if daemon {
-		return image.ID(img)
+// referenceOf says which image ref means now: its digest reference, or what the
+// source has in its place.
+func referenceOf(source image.Source, img v1.Image, ref string) (string, error) {
+	if p, ok := source.(image.Pinner); ok {
+		return p.Pin(ref, img)
 	}
 	digest, err := img.Digest()
 	if err != nil {
@@ -223,7 +216,7 @@ func referenceOf(img v1.Image, ref string, daemon bool) (string, error) {
 	}
 	parsed, err := name.ParseReference(ref)
 	if err != nil {
-		return ref + "@" + digest.String(), nil // the path of a layout
+		return ref + "@" + digest.String(), nil // a name that is none of a registry
 	}
 	return parsed.Context().Digest(digest.String()).Name(), nil
 }

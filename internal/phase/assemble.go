@@ -44,6 +44,9 @@ type Input struct {
 	// Previous is the image of the last build, or nil. Layers that have not
 	// changed are taken from it.
 	Previous v1.Image
+	// Sparse says that layers of Previous may be missing where it is: whoever
+	// takes the app image has them.
+	Sparse   bool
 	Analyzed spec.Analyzed
 	// RunTOML names the run image's mirrors.
 	RunTOML spec.RunTOML
@@ -210,7 +213,7 @@ func (a *assembler) finish(ctx context.Context, parts []*part) ([]image.Addition
 		}
 		a.sink.Emit(event.Layer{Name: p.name, Action: action, Target: "image", DiffID: diffID, Read: p.read, Elapsed: p.elapsed})
 		l := p.layer
-		if old := a.previousLayer(ctx, diffID); old != nil {
+		if old := a.previousLayer(ctx, l, diffID); old != nil {
 			l = old
 		}
 		additions = append(additions, image.Addition{Layer: l, History: v1.History{CreatedBy: p.history}})
@@ -219,16 +222,22 @@ func (a *assembler) finish(ctx context.Context, parts []*part) ([]image.Addition
 }
 
 // previousLayer is the layer of that diffID in the previous image, if it is
-// really there.
-func (a *assembler) previousLayer(ctx context.Context, diffID string) v1.Layer {
+// really there and has another form than made: the same bytes are no gain.
+func (a *assembler) previousLayer(ctx context.Context, made v1.Layer, diffID string) v1.Layer {
 	if a.Previous == nil || ctx.Err() != nil {
 		return nil
 	}
 	l, err := layerOf(a.Previous, diffID)
-	if err != nil || !exists(l) {
+	if err != nil || sameBlob(l, made) || !exists(l) {
 		return nil
 	}
 	return l
+}
+
+func sameBlob(a, b v1.Layer) bool {
+	x, errX := a.Digest()
+	y, errY := b.Digest()
+	return errX == nil && errY == nil && x == y
 }
 
 func layerOf(img v1.Image, diffID string) (v1.Layer, error) {

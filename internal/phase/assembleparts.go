@@ -90,7 +90,7 @@ func (a *assembler) contentsOfPrevious(ctx context.Context, diffID string, types
 	if err != nil {
 		return nil, fmt.Errorf("it has no contents, and the previous image should have them: %w", err)
 	}
-	if !exists(l) {
+	if !a.Sparse && !exists(l) {
 		return nil, spec.WithHint(fmt.Errorf("it has no contents, and the previous image has lost them (%s)", diffID), "build again without the previous image")
 	}
 	return l, ctx.Err()

@@ -61,7 +61,7 @@ func registryOf(ref string) string {
 }
 
 // openRunImage opens the run image and reads its target.
-func openRunImage(ctx context.Context, source image.Source, ref string, daemon bool) (*spec.RunImage, v1.Image, error) {
+func openRunImage(ctx context.Context, source image.Source, ref string) (*spec.RunImage, v1.Image, error) {
 	img, err := source.Image(ctx, ref)
 	if err != nil {
 		return nil, nil, fmt.Errorf("run image %s: %w", ref, err)
@@ -74,7 +74,7 @@ func openRunImage(ctx context.Context, source image.Source, ref string, daemon b
 	if err != nil {
 		return nil, nil, fmt.Errorf("run image %s: %w", ref, err)
 	}
-	reference, err := referenceOf(img, ref, daemon)
+	reference, err := referenceOf(source, img, ref)
 	if err != nil {
 		return nil, nil, fmt.Errorf("run image %s: %w", ref, err)
 	}
@@ -121,7 +121,7 @@ func RefreshRunImage(ctx context.Context, source image.Source, a spec.Analyzed, 
 	if a.RunImage.Target != nil && a.RunImage.Target.OS != "" && !a.RunImage.Extend {
 		return a, nil
 	}
-	opened, _, err := openRunImage(ctx, source, ref, set.Daemon)
+	opened, _, err := openRunImage(ctx, source, ref)
 	if err != nil {
 		return a, spec.Exit(spec.ExitRestore, err)
 	}
