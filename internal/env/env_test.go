@@ -1,6 +1,7 @@
 package env
 
 import (
+	"errors"
 	"maps"
 	"os"
 	"path/filepath"
@@ -12,6 +13,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
+
+	"github.com/kilnbuild/kiln/test/conform"
 )
 
 // tree makes files in a new directory and returns it; names ending in "/" are
@@ -53,6 +56,7 @@ func TestFromContainer(t *testing.T) {
 }
 
 func TestFromLaunch(t *testing.T) {
+	conform.Covers(t, 188)
 	got := FromLaunch([]string{
 		"PATH=/cnb/process:/a::/cnb/lifecycle:/cnb/process/:/b:/cnb/processes", "CNB_APP_DIR=x", "CNB_LAYERS_DIR=x",
 		"CNB_PROCESS_TYPE=x", "CNB_PLATFORM_API=0.15", "CNB_DEPRECATION_MODE=quiet", "CNB_EXEC_ENV=test", "ANY=a=b", "=x",
@@ -79,6 +83,7 @@ func TestList(t *testing.T) {
 }
 
 func TestAddLayerDirs(t *testing.T) {
+	conform.Covers(t, 108)
 	one := tree(t, map[string]string{"bin/": "", "lib/": "", "include/": "", "pkgconfig/": "", "share/": ""})
 	two := tree(t, map[string]string{"bin/": "", "lib": "a file"})
 	build := Env{"PATH": "/bin", "LD_LIBRARY_PATH": ""}
@@ -107,6 +112,7 @@ func TestAddLayerDirs(t *testing.T) {
 }
 
 func TestAddDir(t *testing.T) {
+	conform.Covers(t, 109, 110, 114)
 	tests := []struct {
 		name  string
 		start Env
@@ -158,6 +164,7 @@ func TestSymlinks(t *testing.T) {
 }
 
 func TestAddPlatform(t *testing.T) {
+	conform.Covers(t, 112, 114)
 	dir := tree(t, map[string]string{
 		"env/PATH": "/user", "env/CPATH": "/user/include", "env/A": "user\n", "env/B.append": "whole name", "env/dir/C": "x", "other/D": "x",
 	})
@@ -172,6 +179,7 @@ func TestAddPlatform(t *testing.T) {
 }
 
 func TestAddOperator(t *testing.T) {
+	conform.Covers(t, 113)
 	dir := tree(t, map[string]string{
 		"env/A": "operator", "env/B": "operator", "env/C.override": "operator", "env/D.append": "2", "env/D.delim": ",", "env.build/E": "x",
 	})
@@ -246,6 +254,7 @@ func TestPipe(t *testing.T) {
 // Layers accumulate in order: the later layer's override wins, the earlier
 // one's default does, and prepend and append are mirror images.
 func TestLayersInOrder(t *testing.T) {
+	conform.Covers(t, 109, 110)
 	rapid.Check(t, func(r *rapid.T) {
 		values := rapid.SliceOfN(rapid.StringMatching(`[a-z]{1,3}`), 1, 5).Draw(r, "values")
 		e := Env{}
@@ -273,33 +282,116 @@ func TestLayersInOrder(t *testing.T) {
 	})
 }
 
-// Whatever the file's name and bytes: no panic, and every variable that
-// results can be given to a process.
-func FuzzAddDir(f *testing.F) {
-	f.Add("A", []byte("x"), "A.append", []byte("y"))
-	f.Add("A.delim", []byte(":"), "A.prepend", []byte("\x00"))
-	f.Add("=", []byte(""), ".x", []byte{0xff})
-	f.Fuzz(func(t *testing.T, name1 string, body1 []byte, name2 string, body2 []byte) {
-		dir := t.TempDir()
-		for name, body := range map[string][]byte{name1: body1, name2: body2} {
-			if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") || len(name) > 255 {
+// model is the environment after a directory of files, variable by variable:
+// of one variable's files in a directory the plain one is first, then come
+// append, default, override and prepend, as their names sort.
+func model(before Env, files map[string]string, plain string) Env {
+	e := before.Clone()
+	for file := range files {
+		name, _, _ := strings.Cut(file, ".")
+		if name == "" {
+			continue // .gitkeep
+		}
+		has := func(suffix string) bool { _, ok := files[name+suffix]; return ok }
+		value, set := before[name]
+		if has("") && (plain == "override" || value == "") {
+			value, set = files[name], true
+		}
+		delim := func() string {
+			if value == "" {
+				return ""
+			}
+			return files[name+".delim"]
+		}
+		if has(".append") {
+			value, set = value+delim()+files[name+".append"], true
+		}
+		if has(".default") && value == "" {
+			value, set = files[name+".default"], true
+		}
+		if has(".override") {
+			value, set = files[name+".override"], true
+		}
+		if has(".prepend") {
+			value, set = files[name+".prepend"]+delim()+value, true
+		}
+		if set {
+			e[name] = value
+		}
+	}
+	return e
+}
+
+// Whatever the names and bytes of the files: no panic, what the model says, and
+// variables that a process can be given.
+func FuzzEnvDir(f *testing.F) {
+	f.Add("A/A.append/B.default/A.prepend/A.delim", "x/y\n/z/ w /:", "A=0\nB=")
+	f.Add("A.delim/A.prepend/A.append.bak/.x/=", ":/\x00///", "")
+	f.Add("A/A./A.override/B.prepend/B.append/B.delim", "/1/2/3/4/, ", "B=old")
+	f.Fuzz(func(t *testing.T, names, bodies, start string) {
+		dir, files := t.TempDir(), map[string]string{}
+		contents := strings.Split(bodies, "/")
+		for i, name := range strings.Split(names, "/") {
+			if name == "" || name == "." || name == ".." || strings.ContainsRune(name, 0) || len(name) > 255 || i >= len(contents) || i > 20 {
 				return
 			}
-			if err := os.WriteFile(filepath.Join(dir, name), body, 0o644); err != nil {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(contents[i]), 0o644); err != nil {
 				t.Fatal(err)
 			}
+			files[name] = contents[i]
 		}
-		e := Env{}
-		if e.AddDir(dir) != nil {
-			return
-		}
-		for name, value := range e {
-			if name == "" || strings.ContainsAny(name, "=\x00") || strings.Contains(value, "\x00") {
-				t.Errorf("%q=%q cannot be a variable", name, value)
+		before := parse(strings.Split(start, "\n"))
+		for plain, add := range map[string]func(Env) error{
+			"override": func(e Env) error { return e.AddDir(dir) },
+			"default":  func(e Env) error { return e.addDir(dir, "default") },
+		} {
+			e := before.Clone()
+			if add(e) != nil {
+				continue // a name or value that no variable can have
+			}
+			if diff := cmp.Diff(model(before, files, plain), e); diff != "" {
+				t.Errorf("plain is %s (-model +addDir):\n%s", plain, diff)
+			}
+			if diff := cmp.Diff(parse(e.List()), e); diff != "" {
+				t.Error(diff)
 			}
 		}
-		if diff := cmp.Diff(parse(e.List()), e); diff != "" {
-			t.Error(diff)
+	})
+}
+
+// The same for directories that buildpacks could have written.
+func TestEnvDirEqualsModel(t *testing.T) {
+	conform.Covers(t, 109, 110, 113, 114)
+	rapid.Check(t, func(r *rapid.T) {
+		value := rapid.SampledFrom([]string{"", "x", " y ", "z\n", ":", "$HOME `id`", "a\nb\n"})
+		name := rapid.Custom(func(r *rapid.T) string {
+			return rapid.SampledFrom([]string{"A", "B", "PATH"}).Draw(r, "variable") +
+				rapid.SampledFrom([]string{"", ".append", ".default", ".delim", ".override", ".prepend", ".other", ".append.x", "."}).Draw(r, "suffix")
+		})
+		files := rapid.MapOfN(name, value, 0, 12).Draw(r, "files")
+		start := Env(rapid.MapOfN(rapid.SampledFrom([]string{"A", "B", "PATH"}), value, 0, 3).Draw(r, "start"))
+		dir, err := os.MkdirTemp("", "kiln-env-")
+		if err != nil {
+			r.Fatal(err)
+		}
+		defer os.RemoveAll(dir)
+		if err := os.Mkdir(filepath.Join(dir, "env"), 0o755); err != nil {
+			r.Fatal(err)
+		}
+		for name, body := range files {
+			if err := os.WriteFile(filepath.Join(dir, "env", name), []byte(body), 0o644); err != nil {
+				r.Fatal(err)
+			}
+		}
+		buildpack, operator := start.Clone(), start.Clone()
+		if err := errors.Join(buildpack.AddDir(filepath.Join(dir, "env")), operator.AddOperator(dir)); err != nil {
+			r.Fatal(err)
+		}
+		if diff := cmp.Diff(model(start, files, "override"), buildpack); diff != "" {
+			r.Fatalf("a buildpack's (-model +AddDir):\n%s", diff)
+		}
+		if diff := cmp.Diff(model(start, files, "default"), operator); diff != "" {
+			r.Fatalf("the operator's (-model +AddOperator):\n%s", diff)
 		}
 	})
 }

@@ -103,8 +103,12 @@ func filesIn(dir string) ([]string, error) {
 	var all []string
 	for _, entry := range entries {
 		path := filepath.Join(dir, entry.Name())
-		if info, err := os.Stat(path); err == nil && info.IsDir() {
+		info, err := os.Stat(path)
+		if err == nil && info.IsDir() {
 			continue
+		}
+		if err := regular(info, err); err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
 		}
 		all = append(all, path)
 	}

@@ -128,6 +128,9 @@ func (im Image) execShell(argv0 string, s Start, layers [][]string, e env.Env) e
 	}
 	own := filepath.Join(im.App, ".profile")
 	if info, err := os.Stat(own); err == nil && !info.IsDir() {
+		if err := regular(info, nil); err != nil {
+			return fmt.Errorf("%s: %w", own, err)
+		}
 		profiles = append(profiles, own)
 	}
 	argv := append([]string{"bash", "-c", script(profiles, s, bash), argv0, s.Command}, s.Args...)

@@ -8,10 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/kilnbuild/kiln/internal/env"
 	"github.com/kilnbuild/kiln/internal/spec"
@@ -113,18 +115,29 @@ func Open(environ []string) (Image, error) {
 	return image, nil
 }
 
-// readFile reads a file of at most limit bytes.
+// readFile reads a regular file of at most limit bytes, and waits for no pipe.
 func readFile(path string, limit int64) ([]byte, error) {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
+	if err := regular(f.Stat()); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
 	b, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err == nil && int64(len(b)) > limit {
 		err = fmt.Errorf("%s: more than %d bytes", path, limit)
 	}
 	return b, err
+}
+
+// regular refuses what a shell or a reader would wait for, or read for ever.
+func regular(info fs.FileInfo, err error) error {
+	if err == nil && !info.Mode().IsRegular() {
+		return errors.New("not a regular file")
+	}
+	return err
 }
 
 // Choose decides what to start. The base name of argv[0] is a process type, as

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/kilnbuild/kiln/test/conform"
 )
 
 // launcher is the real binary, built as the project ships it.
@@ -207,6 +209,7 @@ exec-env = ["*"]
 `
 
 func TestProcesses(t *testing.T) {
+	conform.Covers(t, 180, 181, 182)
 	im := newImage(t, processes)
 	im.env = append(im.env, "GREETING=hello   world")
 	im.want("default|args|", "web")
@@ -220,6 +223,7 @@ func TestProcesses(t *testing.T) {
 }
 
 func TestPlatformWithoutOverridableArgs(t *testing.T) {
+	conform.Covers(t, 181)
 	im := newImage(t, `
 [[processes]]
 type = "web"
@@ -233,6 +237,7 @@ buildpack-id = "second"
 }
 
 func TestCommands(t *testing.T) {
+	conform.Covers(t, 183)
 	im := newImage(t, processes)
 	im.env = append(im.env, "GREETING=hello   world")
 	im.want("$GREETING|a b|", "", "--", "printf", "%s|", "$GREETING", "a b")
@@ -249,6 +254,7 @@ func TestCommands(t *testing.T) {
 }
 
 func TestWorkingDirectory(t *testing.T) {
+	conform.Covers(t, 189)
 	im := newImage(t, `
 [[processes]]
 type = "relative"
@@ -265,7 +271,12 @@ type = "missing"
 command = ["pwd"]
 working-dir = "/no/such"
 buildpack-id = "second"
+[[processes]]
+type = "default"
+command = ["pwd"]
+buildpack-id = "second"
 `)
+	im.want(im.path("workspace")+"\n", "default")
 	im.write("workspace/sub/tool", "#!/bin/sh\npwd\n", 0o755)
 	im.write("workspace/bin/tool", "#!/bin/sh\npwd\n", 0o755)
 	im.want(im.path("workspace/sub")+"\n", "relative")
@@ -274,6 +285,7 @@ buildpack-id = "second"
 }
 
 func TestFailures(t *testing.T) {
+	conform.Covers(t, 1, 2, 184)
 	im := newImage(t, processes)
 	im.wantFailure(82, `launcher: nothing to start: "launcher" is no process of this image, and there is no command
 launcher: hint: the image has /cnb/process/web, /cnb/process/dotted.type, /cnb/process/old, /cnb/process/pwd, /cnb/process/shell, /cnb/process/shell-args, /cnb/process/everywhere; or give a command: launcher -- <command> [args...]
@@ -340,6 +352,7 @@ func (im image) printenv(process string, names ...string) string {
 }
 
 func TestEnvironment(t *testing.T) {
+	conform.Covers(t, 187, 188, 192)
 	im := newImage(t, "[[processes]]\ntype='web'\ncommand=['bash']\nbuildpack-id='second'\n")
 	for _, dir := range []string{"a_first/one/bin", "a_first/two/bin", "a_first/two/lib", "second/x/bin", "second/x/include", "second/x/pkgconfig", "not-in-group/y/bin"} {
 		if err := os.MkdirAll(im.path("layers/"+dir), 0o755); err != nil {
@@ -360,12 +373,16 @@ func TestEnvironment(t *testing.T) {
 	im.write("layers/second/x/env/USER_DEFAULT.default", "theirs", 0o644)
 	im.write("layers/second/x/env.launch/PATH.prepend", "/opt", 0o644)
 	im.write("layers/second/x/env.launch/PATH.delim", ":", 0o644)
+	// The paths of a buildpack's layers come first, then what their files say.
+	im.write("layers/second/a/env/LD_LIBRARY_PATH.prepend", "/first:", 0o644)
+	im.write("layers/second/a/lib/so", "", 0o644)
+	im.write("layers/second/b/lib/so", "", 0o644)
 	im.env = append(im.env, "USER_SET=mine", "USER_DEFAULT=mine", "CNB_PROCESS_TYPE=x", "CNB_DEPRECATION_MODE=quiet", "CNB_OTHER=kept")
 
 	names := []string{"PATH", "LD_LIBRARY_PATH", "CPATH", "PKG_CONFIG_PATH", "LIBRARY_PATH", "A", "B", "C", "USER_SET", "USER_DEFAULT",
 		"CNB_APP_DIR", "CNB_LAYERS_DIR", "CNB_PROCESS_TYPE", "CNB_PLATFORM_API", "CNB_DEPRECATION_MODE", "CNB_OTHER"}
 	want := `PATH=/opt:/layers/second/x/bin:/layers/a_first/two/bin:/layers/a_first/one/bin:/usr/bin:/bin
-LD_LIBRARY_PATH=/layers/a_first/two/lib
+LD_LIBRARY_PATH=/first:/layers/second/b/lib:/layers/second/a/lib:/layers/a_first/two/lib
 A=3
 , 12
 B=from env.launch
@@ -386,6 +403,7 @@ CNB_OTHER=kept
 }
 
 func TestExecD(t *testing.T) {
+	conform.Covers(t, 185, 186)
 	im := newImage(t, "[[processes]]\ntype='web'\ncommand=['bash']\nbuildpack-id='second'\n")
 	record := func(name string) string {
 		return "#!/bin/bash\necho \"ORDER = \\\"$ORDER " + name + "\\\"\" >&3\n"
@@ -443,6 +461,7 @@ func TestExecDLeavesDaemon(t *testing.T) {
 }
 
 func TestProfileScripts(t *testing.T) {
+	conform.Covers(t, 186)
 	im := newImage(t, processes)
 	record := func(name string) string { return "export ORDER=\"$ORDER " + name + "\"\n" }
 	im.write("layers/second/l/profile.d/a", record("second-l-a"), 0o644)
@@ -458,6 +477,31 @@ func TestProfileScripts(t *testing.T) {
 	im.want(" first-y-a first-y-shell first-z second-l-a|bash|", "shell")
 }
 
+// What a shell would wait for, or read for ever, ends the launch.
+func TestPipesForFiles(t *testing.T) {
+	pipe := func(im image, name string) {
+		t.Helper()
+		im.write(name, "", 0o644)
+		if err := errors.Join(os.Remove(im.path(name)), syscall.Mkfifo(im.path(name), 0o755)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, process := range map[string]string{
+		"layers/second/l/profile.d/p": "shell", "layers/second/l/profile.d/shell/p": "shell", "workspace/.profile": "shell",
+		"layers/second/l/exec.d/p": "web", "layers/config/metadata.toml": "web",
+	} {
+		im := newImage(t, processes)
+		pipe(im, name)
+		stdout, stderr, code := im.run(process)
+		if code != 82 || stdout != "" || !strings.Contains(stderr, name+": not a regular file") {
+			t.Errorf("%s: exit %d, %q, %s", name, code, stdout, stderr)
+		}
+	}
+	im := newImage(t, processes)
+	pipe(im, "layers/second/l/env/A")
+	im.wantFailure(82, "launcher: environment of layer /layers/second/l: /layers/second/l/env/A: a variable must be a regular file, not p---------\n", "web")
+}
+
 // A bash on the layers' PATH is taken before that of the base image.
 func TestShellOnPath(t *testing.T) {
 	im := newImage(t, processes)
@@ -467,6 +511,7 @@ func TestShellOnPath(t *testing.T) {
 
 // The process takes the launcher's place: same PID, its signals, its exit code.
 func TestReplacesItself(t *testing.T) {
+	conform.Covers(t, 190)
 	im := newImage(t, "[[processes]]\ntype='web'\ncommand=['bash','-c']\nargs=['echo $$; trap \"exit 42\" TERM; echo ready; while :; do sleep 0.02; done']\nbuildpack-id='second'\n")
 	for _, args := range [][]string{nil, {"sh-form"}} {
 		process := "web"

@@ -2,16 +2,19 @@ package lifecycle
 
 import (
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/kilnbuild/kiln/internal/spec"
+	"github.com/kilnbuild/kiln/test/conform"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -99,6 +102,7 @@ func mustParse(t *testing.T, phase, api string, args, environ []string) inputs {
 }
 
 func TestPrecedence(t *testing.T) {
+	conform.Covers(t, 3, 4)
 	in := mustParse(t, exporter, "0.15", []string{"img"}, nil)
 	if in.layers != "/layers" || in.app != "/workspace" || in.logLevel != "info" || in.uid != -1 || in.analyzed != "/layers/analyzed.toml" {
 		t.Errorf("defaults: %+v", in)
@@ -123,7 +127,141 @@ func TestPrecedence(t *testing.T) {
 	}
 }
 
+// sample is a value for an input of the table, as text, and another.
+func sample(t *testing.T, r Row) (one, two string) {
+	t.Helper()
+	switch r.to(&inputs{}).(type) {
+	case *bool:
+		return "true", "false"
+	case *int:
+		return "41", "42"
+	case *time.Duration:
+		return "1h0m0s", "2h0m0s"
+	case *path:
+		return "/one", "/two"
+	}
+	switch r.Env {
+	case "CNB_EXTEND_KIND":
+		return "run", "build"
+	case "CNB_LOG_LEVEL":
+		return "debug", "warn"
+	}
+	if r.Flag == "-log-format" {
+		return "json", "text"
+	}
+	return "one", "two"
+}
+
+// text is the value of an input.
+func text(r Row, in inputs) string {
+	v := reflect.ValueOf(r.to(&in)).Elem()
+	if list, ok := v.Interface().([]string); ok {
+		return strings.Join(list, ",")
+	}
+	return fmt.Sprint(v.Interface())
+}
+
+// operands are what a phase needs besides flags.
+func operands(phase string) []string {
+	switch phase {
+	case analyzer, exporter, creator, rebaser:
+		return []string{"img"}
+	}
+	return nil
+}
+
+// Of every input of every phase and version: the flag goes before the variable,
+// which goes before the default; what is below <layers> follows it; relative
+// paths are made absolute.
+func TestEveryInput(t *testing.T) {
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	each := func(t *testing.T, f func(t *testing.T, phase, api string, r Row, with func(environ []string, args ...string) string)) {
+		for _, api := range spec.PlatformAPIs {
+			for _, phase := range Phases {
+				for _, r := range table {
+					if !r.in(phase, api) {
+						continue
+					}
+					f(t, phase, api, r, func(environ []string, args ...string) string {
+						t.Helper()
+						if r.Flag == "-layout" { // is nothing without a directory
+							environ = append(environ, "CNB_LAYOUT_DIR=/layout")
+						}
+						return text(r, mustParse(t, phase, api, append(args, operands(phase)...), environ))
+					})
+				}
+			}
+		}
+	}
+	t.Run("flag, variable, default", func(t *testing.T) {
+		conform.Covers(t, 3)
+		each(t, func(t *testing.T, phase, api string, r Row, with func([]string, ...string) string) {
+			one, two := sample(t, r)
+			env, flag := []string{r.Env + "=" + one}, r.Flag+"="+two
+			if r.Env != "" {
+				if got := with(env); got != one {
+					t.Errorf("%s at %s: %s makes %q", phase, api, env, got)
+				}
+			} else if got := with(nil, r.Flag+"="+one); got != one {
+				t.Errorf("%s at %s: %s makes %q", phase, api, one, got)
+			}
+			if r.Flag != "" {
+				if got := with(env, flag); got != two {
+					t.Errorf("%s at %s: %s and %s make %q", phase, api, env, flag, got)
+				}
+			}
+			if strings.HasPrefix(r.Default, "/") {
+				if got := with(nil); got != r.Default {
+					t.Errorf("%s at %s: %s is %q by default", phase, api, r.Flag, got)
+				}
+			}
+		})
+	})
+	t.Run("below <layers>", func(t *testing.T) {
+		conform.Covers(t, 4)
+		below := map[string]bool{}
+		each(t, func(t *testing.T, phase, api string, r Row, with func([]string, ...string) string) {
+			rest, ok := strings.CutPrefix(r.Default, "<layers>")
+			if !ok {
+				return
+			}
+			below[rest] = true
+			for _, got := range []string{with(nil, "-layers", "/other"), with([]string{"CNB_LAYERS_DIR=/other"})} {
+				if got != "/other"+rest {
+					t.Errorf("%s at %s: %s is %s", phase, api, r.Flag, got)
+				}
+			}
+		})
+		for _, rest := range []string{"analyzed.toml", "group.toml", "plan.toml", "generated", "extended", "report.toml", "project-metadata.toml"} {
+			if !below["/"+rest] {
+				t.Errorf("%s is nowhere in <layers> by default", rest)
+			}
+		}
+	})
+	t.Run("relative", func(t *testing.T) {
+		conform.Covers(t, 5)
+		each(t, func(t *testing.T, phase, api string, r Row, with func([]string, ...string) string) {
+			if _, ok := r.to(&inputs{}).(*path); !ok {
+				return
+			}
+			got := ""
+			if r.Flag != "" {
+				got = with(nil, r.Flag, "a/../rel")
+			} else {
+				got = with([]string{r.Env + "=a/../rel"})
+			}
+			if got != here+"/rel" {
+				t.Errorf("%s at %s: %s%s is %s", phase, api, r.Flag, r.Env, got)
+			}
+		})
+	})
+}
+
 func TestRelativePaths(t *testing.T) {
+	conform.Covers(t, 5)
 	here, err := os.Getwd()
 	if err != nil {
 		t.Fatal(err)
@@ -135,6 +273,7 @@ func TestRelativePaths(t *testing.T) {
 }
 
 func TestVersions(t *testing.T) {
+	conform.Covers(t, 6, 127)
 	rejected := func(phase, api string, args ...string) {
 		t.Helper()
 		_, err := parse(phase, api, args, nil)
@@ -175,6 +314,7 @@ func TestVersions(t *testing.T) {
 }
 
 func TestInvalid(t *testing.T) {
+	conform.Covers(t, 6)
 	for _, tt := range []struct {
 		phase   string
 		args    []string

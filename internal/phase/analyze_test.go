@@ -20,6 +20,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/spec"
+	"github.com/kilnbuild/kiln/test/conform"
 )
 
 // guarded is a source in memory that says who may do what.
@@ -66,6 +67,7 @@ func withConfig(t *testing.T, img v1.Image, change func(*v1.ConfigFile)) v1.Imag
 }
 
 func TestAnalyzeRunImage(t *testing.T) {
+	conform.Covers(t, 21, 25, 26)
 	run := runImage(t)
 	digest, err := run.Digest()
 	must(t, err)
@@ -132,6 +134,7 @@ func (pinned) Pin(ref string, img v1.Image) (string, error) {
 }
 
 func TestAnalyzeTarget(t *testing.T) {
+	conform.Covers(t, 21)
 	run := runImage(t)
 	for name, test := range map[string]struct {
 		change func(*v1.ConfigFile)
@@ -160,6 +163,7 @@ func TestAnalyzeTarget(t *testing.T) {
 }
 
 func TestAnalyzeAccess(t *testing.T) {
+	conform.Covers(t, 22, 23)
 	run := runImage(t)
 	names := Names{Image: "app", Tags: []string{"app:tag", "app"}, Previous: "old", Cache: "cache", Run: "run"}
 	for denied, fails := range map[string]bool{
@@ -179,6 +183,7 @@ func TestAnalyzeAccess(t *testing.T) {
 }
 
 func TestAnalyzePreviousImage(t *testing.T) {
+	conform.Covers(t, 17, 18, 19)
 	x := newSite(t)
 	x.contents()
 	out := x.export()
@@ -226,6 +231,7 @@ type unreadable struct{ v1.Image }
 func (unreadable) ConfigFile() (*v1.ConfigFile, error) { return nil, io.ErrUnexpectedEOF }
 
 func TestAnalyzeRestoresSBOMLayer(t *testing.T) {
+	conform.Covers(t, 27)
 	x := newSite(t)
 	x.contents()
 	x.export()

@@ -19,7 +19,9 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/event"
 	"github.com/kilnbuild/kiln/internal/image"
+	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/spec"
+	"github.com/kilnbuild/kiln/test/conform"
 )
 
 // contents writes what the buildpacks of a first build leave.
@@ -67,6 +69,7 @@ func imageID(t *testing.T, img v1.Image) string {
 }
 
 func TestRebuildOfNothingReadsNothing(t *testing.T) {
+	conform.Covers(t, 132)
 	x := newSite(t)
 	x.contents()
 	first := x.export()
@@ -103,6 +106,7 @@ func TestRebuildOfNothingReadsNothing(t *testing.T) {
 // TestColdEqualsWarm: a build with a cache makes the image that one without
 // makes, in another store, with any number of processors.
 func TestColdEqualsWarm(t *testing.T) {
+	conform.Covers(t, 131)
 	x := newSite(t)
 	x.contents()
 	x.export()
@@ -160,6 +164,7 @@ func must(t *testing.T, err error) {
 }
 
 func TestImageLayers(t *testing.T) {
+	conform.Covers(t, 7, 130, 137, 151)
 	x := newSite(t)
 	x.contents()
 	out := x.assemble()
@@ -194,7 +199,7 @@ func TestImageLayers(t *testing.T) {
 		6: {"5 /workspace 755 1000:1000", "0 /workspace/app.py 644 1000:1000"},
 		7: {"5 /cnb 755 0:0", "5 /cnb/lifecycle 755 0:0", "0 /cnb/lifecycle/launcher 755 0:0"},
 		8: {"5 /layers 755 1000:1000", "5 /layers/config 755 1000:1000", "0 /layers/config/metadata.toml 644 1000:1000"},
-		9: {"5 /cnb 755 0:0", "5 /cnb/process 755 0:0", "2 /cnb/process/web 755 0:0", "2 /cnb/process/worker.x 755 0:0"},
+		9: {"5 /cnb 755 0:0", "5 /cnb/process 755 0:0", "2 /cnb/process/web->/cnb/lifecycle/launcher 755 0:0", "2 /cnb/process/worker.x->/cnb/lifecycle/launcher 755 0:0"},
 	} {
 		if diff := cmp.Diff(want, tarNames(t, layers[i])); diff != "" {
 			t.Errorf("layer %d:\n%s", i, diff)
@@ -204,6 +209,7 @@ func TestImageLayers(t *testing.T) {
 
 // TestImageConfigGolden pins config and labels, down to the image ID.
 func TestImageConfigGolden(t *testing.T) {
+	conform.Covers(t, 123, 138, 139, 140, 141, 142, 143, 145)
 	x := newSite(t)
 	x.contents()
 	x.built.Labels = []spec.Label{{Key: "l", Value: "first"}, {Key: "l", Value: "last"}}
@@ -258,56 +264,91 @@ func TestImageConfigGolden(t *testing.T) {
 	}
 }
 
+// What the run image's config says beyond what an app image decides, stays.
+func TestImageKeepsConfigOfItsBase(t *testing.T) {
+	conform.Covers(t, 138, 139)
+	x := newSite(t)
+	x.contents()
+	base := withConfig(t, x.run, func(c *v1.ConfigFile) {
+		c.Architecture, c.Variant, c.OSVersion, c.Author = "arm64", "v8", "12.1", "them"
+		c.Config.Entrypoint, c.Config.Cmd, c.Config.WorkingDir = []string{"/bin/sh"}, []string{"-l"}, "/root"
+		c.Config.User, c.Config.StopSignal, c.Config.Hostname, c.Config.Domainname = "them:1", "SIGINT", "host", "domain"
+		c.Config.ExposedPorts = map[string]struct{}{"80/tcp": {}}
+		c.Config.Volumes = map[string]struct{}{"/data": {}}
+		c.Config.Healthcheck = &v1.HealthConfig{Test: []string{"CMD", "true"}, Retries: 3}
+		c.Config.OnBuild, c.Config.Shell, c.Config.Tty = []string{"RUN true"}, []string{"/bin/dash", "-c"}, true
+	})
+	c := config(t, x.assemble(func(in *Input) { in.Run = base }).Image)
+	want := config(t, base)
+	want.Created, want.History, want.RootFS = c.Created, c.History, c.RootFS
+	want.Config.Entrypoint, want.Config.Cmd, want.Config.WorkingDir = []string{"/cnb/process/web"}, nil, "/workspace"
+	want.Config.Env, want.Config.Labels = c.Config.Env, c.Config.Labels
+	if diff := cmp.Diff(want, c); diff != "" {
+		t.Error(diff)
+	}
+	for name, value := range config(t, base).Config.Labels {
+		if c.Config.Labels[name] != value {
+			t.Errorf("label %s is %q, the base's %q", name, c.Config.Labels[name], value)
+		}
+	}
+}
+
 func TestImageVariants(t *testing.T) {
 	tests := map[string]struct {
+		covers []int
 		change func(*Input)
 		check  func(t *testing.T, c *v1.ConfigFile)
 	}{
-		"process type": {func(in *Input) { in.ProcessType = "worker.x" }, func(t *testing.T, c *v1.ConfigFile) {
+		"process type": {[]int{138}, func(in *Input) { in.ProcessType = "worker.x" }, func(t *testing.T, c *v1.ConfigFile) {
 			if c.Config.Entrypoint[0] != "/cnb/process/worker.x" {
 				t.Error(c.Config.Entrypoint)
 			}
 		}},
-		"no processes": {func(in *Input) { in.Built.Processes, in.Built.DefaultProcessType = nil, "" }, func(t *testing.T, c *v1.ConfigFile) {
+		"no processes": {[]int{138}, func(in *Input) { in.Built.Processes, in.Built.DefaultProcessType = nil, "" }, func(t *testing.T, c *v1.ConfigFile) {
 			if c.Config.Entrypoint[0] != "/cnb/lifecycle/launcher" || len(c.History) != 9 {
 				t.Error(c.Config.Entrypoint, len(c.History))
 			}
 		}},
-		"epoch": {func(in *Input) { in.SourceDateEpoch = "1700000000" }, func(t *testing.T, c *v1.ConfigFile) {
+		"epoch": {nil, func(in *Input) { in.SourceDateEpoch = "1700000000" }, func(t *testing.T, c *v1.ConfigFile) {
 			if want := time.Unix(1700000000, 0); !c.Created.Equal(want) || !c.History[0].Created.Equal(want) {
 				t.Error(c.Created, c.History[0])
 			}
 		}},
-		"bad epoch": {func(in *Input) { in.SourceDateEpoch = "soon" }, func(t *testing.T, c *v1.ConfigFile) {
+		"bad epoch": {nil, func(in *Input) { in.SourceDateEpoch = "soon" }, func(t *testing.T, c *v1.ConfigFile) {
 			if c.Created.Year() != 1980 {
 				t.Error(c.Created)
 			}
 		}},
-		"endless epoch": {func(in *Input) { in.SourceDateEpoch = "9000000000000" }, func(t *testing.T, c *v1.ConfigFile) {
+		"endless epoch": {nil, func(in *Input) { in.SourceDateEpoch = "9000000000000" }, func(t *testing.T, c *v1.ConfigFile) {
 			if c.Created.Year() != 1980 {
 				t.Error(c.Created)
 			}
 		}},
-		"exec env": {func(in *Input) { in.ExecEnv = "test" }, func(t *testing.T, c *v1.ConfigFile) {
+		"exec env": {nil, func(in *Input) { in.ExecEnv = "test" }, func(t *testing.T, c *v1.ConfigFile) {
 			if c.Config.Labels[spec.ExecEnvLabel] != "test" || !strings.Contains(c.Config.Labels[spec.LifecycleMetadataLabel], `"exec-env":"test"`) {
 				t.Error(c.Config.Labels)
 			}
 		}},
-		"platform 0.11": {func(in *Input) { in.PlatformAPI = "0.11" }, func(t *testing.T, c *v1.ConfigFile) {
-			if c.History[0].CreatedBy != "" || c.History[0].Created.Year() != 1980 || c.Config.Labels[spec.ExecEnvLabel] != "" {
-				t.Error(c.History[0], c.Config.Labels)
+		"platform 0.11": {[]int{151}, func(in *Input) { in.PlatformAPI = "0.11" }, func(t *testing.T, c *v1.ConfigFile) {
+			for _, h := range c.History {
+				if diff := cmp.Diff(v1.History{Created: v1.Time{Time: layer.ModTime}}, h); diff != "" {
+					t.Error(diff)
+				}
+			}
+			if len(c.History) != len(c.RootFS.DiffIDs) || c.Config.Labels[spec.ExecEnvLabel] != "" {
+				t.Error(len(c.History), c.Config.Labels)
 			}
 			// The reference is the last that runImage says; the name is in stack only.
 			if !strings.Contains(c.Config.Labels[spec.LifecycleMetadataLabel], `"},"stack":{"runImage":{"image":"registry.example.com/base/run:1"`) {
 				t.Error(c.Config.Labels[spec.LifecycleMetadataLabel])
 			}
 		}},
-		"unlisted run image": {func(in *Input) { in.RunTOML.Images[0].Image = "other.example.com/run" }, func(t *testing.T, c *v1.ConfigFile) {
+		"unlisted run image": {[]int{143}, func(in *Input) { in.RunTOML.Images[0].Image = "other.example.com/run" }, func(t *testing.T, c *v1.ConfigFile) {
 			if !strings.Contains(c.Config.Labels[spec.LifecycleMetadataLabel], `"image":"other.example.com/run"`) {
 				t.Error(c.Config.Labels[spec.LifecycleMetadataLabel])
 			}
 		}},
-		"no PATH": {func(in *Input) {
+		"no PATH": {[]int{140}, func(in *Input) {
 			img, err := image.Append(in.Run, nil, func(c *v1.ConfigFile) { c.Config.Env = nil })
 			must(t, err)
 			in.Run = img
@@ -319,6 +360,7 @@ func TestImageVariants(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
+			conform.Covers(t, test.covers...)
 			x := newSite(t)
 			x.contents()
 			test.check(t, config(t, x.assemble(test.change).Image))
@@ -331,36 +373,45 @@ func TestImageVariants(t *testing.T) {
 
 func TestAssembleRefuses(t *testing.T) {
 	tests := map[string]struct {
+		covers []int
 		change func(x *site, in *Input)
 		want   string
 	}{
-		"no run image":          {func(_ *site, in *Input) { in.Analyzed.RunImage = nil }, "no run image"},
-		"unknown process type":  {func(_ *site, in *Input) { in.ProcessType = "none" }, `"none"`},
-		"bad process type":      {func(_ *site, in *Input) { in.Built.Processes[0].Type = "../x" }, "process type"},
-		"unreadable layer.toml": {func(x *site, _ *Input) { x.file("layers", "acme_a/dep.toml", "= nonsense") }, "acme_a/dep.toml"},
-		"top-level types":       {func(x *site, _ *Input) { x.file("layers", "acme_a/dep.toml", "launch = true") }, "dep.toml"},
-		"layer.toml is a link": {func(x *site, _ *Input) {
+		"no run image":          {[]int{127}, func(_ *site, in *Input) { in.Analyzed.RunImage = nil }, "no run image"},
+		"unknown process type":  {[]int{138}, func(_ *site, in *Input) { in.ProcessType = "none" }, `"none"`},
+		"bad process type":      {[]int{137}, func(_ *site, in *Input) { in.Built.Processes[0].Type = "../x" }, "process type"},
+		"unreadable layer.toml": {nil, func(x *site, _ *Input) { x.file("layers", "acme_a/dep.toml", "= nonsense") }, "acme_a/dep.toml"},
+		"top-level types":       {nil, func(x *site, _ *Input) { x.file("layers", "acme_a/dep.toml", "launch = true") }, "dep.toml"},
+		"layer.toml is a link": {nil, func(x *site, _ *Input) {
 			must(t, os.Remove(filepath.Join(x.layers.Upper, "acme_a/dep.toml")))
 			must(t, os.Symlink("/etc/passwd", filepath.Join(x.layers.Upper, "acme_a/dep.toml")))
 		}, "acme/a:dep"},
-		"layer.toml is a FIFO": {func(x *site, _ *Input) {
+		"layer.toml is a FIFO": {nil, func(x *site, _ *Input) {
 			must(t, os.Remove(filepath.Join(x.layers.Upper, "acme_a/dep.toml")))
 			must(t, unix.Mkfifo(filepath.Join(x.layers.Upper, "acme_a/dep.toml"), 0o644))
 		}, "acme/a:dep"},
-		"buildpack's directory is a link": {func(x *site, _ *Input) {
+		"buildpack's directory is a link": {nil, func(x *site, _ *Input) {
 			must(t, os.Rename(filepath.Join(x.layers.Upper, "acme_a"), filepath.Join(x.layers.Upper, "aside")))
 			must(t, os.Symlink("aside", filepath.Join(x.layers.Upper, "acme_a")))
 		}, "acme/a"},
-		"reuse of nothing": {func(x *site, _ *Input) { must(t, os.RemoveAll(filepath.Join(x.layers.Upper, "acme_b/a"))) }, "acme/b:a"},
-		"cache layer without contents": {func(x *site, _ *Input) {
+		"reuse of nothing": {[]int{133}, func(x *site, _ *Input) { must(t, os.RemoveAll(filepath.Join(x.layers.Upper, "acme_b/a"))) }, "acme/b:a"},
+		"cache layer without contents": {[]int{134}, func(x *site, _ *Input) {
 			must(t, os.RemoveAll(filepath.Join(x.layers.Upper, "acme_a/dep")))
 		}, "cache layer without contents"},
-		"whiteout in the app": {func(x *site, _ *Input) { x.file("app", "src/.wh.x", "") }, "/workspace/src/.wh.x"},
-		"slice outside":       {func(_ *site, in *Input) { in.Built.Slices = []spec.Slice{{Paths: []string{"../x"}}} }, "outside"},
-		"bad slice":           {func(_ *site, in *Input) { in.Built.Slices = []spec.Slice{{Paths: []string{"[x"}}} }, "slice 1"},
+		"whiteout in the app":           {nil, func(x *site, _ *Input) { x.file("app", "src/.wh.x", "") }, "/workspace/src/.wh.x"},
+		"no reference of the run image": {[]int{127}, func(_ *site, in *Input) { in.Analyzed.RunImage = &spec.RunImage{Image: "run"} }, "no run image"},
+		"process type with a colon":     {[]int{137}, func(_ *site, in *Input) { in.Built.Processes[0].Type = "a:b" }, "process type"},
+		"slice of another directory":    {[]int{136}, func(_ *site, in *Input) { in.Built.Slices = []spec.Slice{{Paths: []string{"/etc/*"}}} }, "outside"},
+		"slice that looks like the app": {[]int{136}, func(_ *site, in *Input) { in.Built.Slices = []spec.Slice{{Paths: []string{"/workspaces/*"}}} }, "outside"},
+		"slice that goes out and in": {[]int{136}, func(_ *site, in *Input) {
+			in.Built.Slices = []spec.Slice{{Paths: []string{"static/../../workspace/x"}}}
+		}, "outside"},
+		"slice outside": {[]int{136}, func(_ *site, in *Input) { in.Built.Slices = []spec.Slice{{Paths: []string{"../x"}}} }, "outside"},
+		"bad slice":     {nil, func(_ *site, in *Input) { in.Built.Slices = []spec.Slice{{Paths: []string{"[x"}}} }, "slice 1"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
+			conform.Covers(t, test.covers...)
 			x := newSite(t)
 			x.contents()
 			in := x.input()
@@ -377,6 +428,7 @@ func TestAssembleRefuses(t *testing.T) {
 }
 
 func TestReuseWithoutContents(t *testing.T) {
+	conform.Covers(t, 133)
 	x := newSite(t)
 	x.contents()
 	first := x.export()
@@ -394,6 +446,7 @@ func TestReuseWithoutContents(t *testing.T) {
 }
 
 func TestSlices(t *testing.T) {
+	conform.Covers(t, 135, 136)
 	x := newSite(t)
 	for _, name := range []string{"static/a.css", "static/deep/b.css", "lib/one.py", "lib/two.py", "top.txt"} {
 		x.file("app", name, name)
@@ -494,6 +547,7 @@ func (f flaky) Image(ctx context.Context, ref string) (v1.Image, error) {
 }
 
 func TestExport(t *testing.T) {
+	conform.Covers(t, 152)
 	x := newSite(t)
 	x.contents()
 	img := x.assemble().Image

@@ -19,6 +19,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/event"
 	"github.com/kilnbuild/kiln/internal/sandbox"
 	"github.com/kilnbuild/kiln/internal/spec"
+	"github.com/kilnbuild/kiln/test/conform"
 )
 
 func (w *world) build(plan spec.Plan, members ...string) (spec.BuildMetadata, error) {
@@ -69,6 +70,7 @@ func entry(providers string, requires ...string) spec.PlanEntry {
 }
 
 func TestBuildInOrderAndStopsAtTheFirstFailure(t *testing.T) {
+	conform.Covers(t, 102)
 	w := newWorld(t)
 	w.add(pack{name: "a@1", build: `echo a >> ../built; echo out of a; echo err of a >&2`})
 	w.add(pack{name: "b@1", build: `echo b >> ../built; printf 'no newline'; exit 3`})
@@ -111,6 +113,7 @@ func TestBuildKilledIsAFailedBuildpack(t *testing.T) {
 }
 
 func TestBuildEnvironment(t *testing.T) {
+	conform.Covers(t, 7, 103, 124)
 	w := newWorld(t)
 	w.set.ExecEnv = "test"
 	w.write(filepath.Join(w.dirs.Platform, "env/USERS"), "x", 0o666)
@@ -149,6 +152,7 @@ func TestBuildEnvironment(t *testing.T) {
 }
 
 func TestBuildPlanShares(t *testing.T) {
+	conform.Covers(t, 104, 105)
 	w := newWorld(t)
 	show := `cat $CNB_BP_PLAN_PATH > $CNB_BUILDPACK_DIR/plan`
 	w.add(pack{name: "a@1", build: show + `; printf '[[unmet]]\nname = "x"\n' > $CNB_LAYERS_DIR/build.toml`})
@@ -175,6 +179,7 @@ func TestBuildPlanShares(t *testing.T) {
 }
 
 func TestBuildLayersAreForLaterBuildpacks(t *testing.T) {
+	conform.Covers(t, 108, 111, 112)
 	w := newWorld(t)
 	w.write(filepath.Join(w.dirs.Platform, "env/USERS"), "user wins", 0o666)
 	dump := `env | grep '^PATH=\|^LD_LIBRARY_PATH=\|^LIBRARY_PATH=\|^CPATH=\|^PKG_CONFIG_PATH=\|^V_\|USERS' | sort > $CNB_BUILDPACK_DIR/env`
@@ -187,6 +192,7 @@ printf one > one/env/V_PLAIN; printf two > two/env/V_PLAIN
 printf one > one/env/V_DEF.default; printf two > two/env/V_DEF.default
 printf -- '-one' > one/env/V_APP.append; printf -- '-two' > two/env/V_APP.append; printf : > two/env/V_APP.delim
 printf env > one/env/V_B.override; printf build > one/env.build/V_B.override
+printf '/first:' > one/env/CPATH.prepend
 printf no > one/env.launch/V_L; printf no > launch_only/env/V_L
 printf 'layer' > one/env/USERS
 ` + dump})
@@ -199,7 +205,8 @@ printf 'layer' > one/env/USERS
 	l := filepath.Join(w.dirs.Layers, "a")
 	both := func(dir string) string { return l + "/two/" + dir + ":" + l + "/one/" + dir }
 	want := []string{
-		"CPATH=" + both("include"), "LD_LIBRARY_PATH=" + both("lib"), "LIBRARY_PATH=" + both("lib"),
+		// All of one layer comes before the paths of the next.
+		"CPATH=" + l + "/two/include:/first:" + l + "/one/include", "LD_LIBRARY_PATH=" + both("lib"), "LIBRARY_PATH=" + both("lib"),
 		"PATH=" + both("bin") + ":/usr/bin:/bin", "PKG_CONFIG_PATH=" + both("pkgconfig"), "USERS=user wins",
 		"V_APP=-one:-two", "V_B=build", "V_DEF=one", "V_PLAIN=two",
 	}
@@ -212,6 +219,7 @@ printf 'layer' > one/env/USERS
 }
 
 func TestBuildIgnoresLayersForNothing(t *testing.T) {
+	conform.Covers(t, 106)
 	w := newWorld(t)
 	w.add(pack{name: "a@1", build: `cd $CNB_LAYERS_DIR
 mkdir kept none untold none.ignore; touch none/f none.ignore/old untold/f
@@ -241,6 +249,7 @@ func TestIgnoreWhereADirectoryCannotBeRenamed(t *testing.T) {
 }
 
 func TestBuildMetadata(t *testing.T) {
+	conform.Covers(t, 115, 120, 123)
 	w := newWorld(t)
 	w.add(pack{name: "a@1", build: `cat > $CNB_LAYERS_DIR/launch.toml <<E
 [[labels]]
@@ -296,17 +305,22 @@ E`})
 
 func TestBuildDefaultProcess(t *testing.T) {
 	tests := []struct {
-		name, a, b, want, warning string
+		name    string
+		covers  int
+		a, b    string // the types of two buildpacks, "*" is the default
+		want    string
+		warning string
 	}{
-		{"none", "web", "db", "", ""},
-		{"one", "web*", "db", "web", ""},
-		{"the last wins", "web*", "db*", "db", ""},
-		{"redefined as the default", "web*", "web*", "web", ""},
-		{"redefined without", "web*", "web", "", `b@1 redefines the default process type "web" without making it the default: the image has no default process now`},
-		{"another redefined", "web* db", "db", "web", ""},
+		{"none", 117, "web", "db", "", ""},
+		{"one", 117, "web*", "db", "web", ""},
+		{"the last wins", 117, "web*", "db*", "db", ""},
+		{"redefined as the default", 115, "web*", "web*", "web", ""},
+		{"redefined without", 115, "web*", "web", "", `b@1 redefines the default process type "web" without making it the default: the image has no default process now`},
+		{"another redefined", 115, "web* db", "db", "web", ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			conform.Covers(t, tt.covers)
 			w := newWorld(t)
 			for id, types := range map[string]string{"a": tt.a, "b": tt.b} {
 				script := "cat > $CNB_LAYERS_DIR/launch.toml <<E\n"
@@ -330,32 +344,37 @@ func TestBuildDefaultProcess(t *testing.T) {
 func TestBuildRefusesBadOutputs(t *testing.T) {
 	sbom := `sbom-formats = ["application/vnd.cyclonedx+json"]`
 	tests := []struct {
-		name, info, api, script, want string
+		name                    string
+		covers                  []int
+		info, api, script, want string
 	}{
-		{"two defaults", "", "", `printf '[[processes]]\ntype = "a"\ncommand = ["x"]\ndefault = true\n[[processes]]\ntype = "b"\ncommand = ["x"]\ndefault = true\n' > launch.toml`, "default"},
-		{"direct since 0.9", "", "", `printf '[[processes]]\ntype = "a"\ncommand = ["x"]\ndirect = true\n' > launch.toml`, "direct"},
-		{"bad process type", "", "", `printf '[[processes]]\ntype = "a/b"\ncommand = ["x"]\n' > launch.toml`, "a/b"},
-		{"no command", "", "", `printf '[[processes]]\ntype = "a"\n' > launch.toml`, "command"},
-		{"types at the top", "", "", `printf 'launch = true\n' > l.toml`, "l.toml"},
-		{"garbled layer", "", "", `echo '[[[' > l.toml`, "l.toml"},
-		{"garbled store", "", "", `echo '[[[' > store.toml`, "store.toml"},
-		{"unmet that was not asked", "", "", `printf '[[unmet]]\nname = "y"\n' > build.toml`, `"y"`},
-		{"unmet without a name", "", "", `printf '[[unmet]]\nname = ""\n' > build.toml`, "name"},
-		{"SBOM not declared", "", "", `echo {} > launch.sbom.cdx.json`, "does not declare"},
-		{"SBOM of another type declared", sbom, "", `echo {} > launch.sbom.spdx.json`, "does not declare"},
-		{"SBOM of an unknown extension", sbom, "", `echo {} > launch.sbom.xml`, "unknown extension"},
-		{"SBOM that is a symlink", sbom, "", `ln -s /etc/passwd launch.sbom.cdx.json`, "regular file"},
-		{"SBOM that is a pipe", sbom, "", `mkfifo launch.sbom.cdx.json`, "regular file"},
-		{"pipe", "", "", `mkfifo launch.toml`, "launch.toml"},
-		{"pipe as a layer", "", "", `mkfifo l.toml`, "l.toml"},
-		{"symlink", "", "", `ln -s ../../secret launch.toml`, "launch.toml"},
-		{"device", "", "", `ln -s /dev/zero build.toml`, "build.toml"},
-		{"directory", "", "", `mkdir launch.toml`, "launch.toml"},
-		{"huge", "", "", `truncate -s 1T store.toml`, "store.toml"},
-		{"environment that is a pipe", "", "", `mkdir -p l/env; mkfifo l/env/X; printf '[types]\nbuild = true\n' > l.toml`, "env/X"},
+		{"two defaults", []int{116}, "", "", `printf '[[processes]]\ntype = "a"\ncommand = ["x"]\ndefault = true\n[[processes]]\ntype = "b"\ncommand = ["x"]\ndefault = true\n' > launch.toml`, "default"},
+		{"direct since 0.9", []int{119}, "", "", `printf '[[processes]]\ntype = "a"\ncommand = ["x"]\ndirect = true\n' > launch.toml`, "direct"},
+		{"bad process type", nil, "", "", `printf '[[processes]]\ntype = "a/b"\ncommand = ["x"]\n' > launch.toml`, "a/b"},
+		{"no command", nil, "", "", `printf '[[processes]]\ntype = "a"\n' > launch.toml`, "command"},
+		{"types at the top", []int{107}, "", "", `printf 'launch = true\n' > l.toml`, "l.toml"},
+		{"types at the top, build", []int{107}, "", "", `printf 'build = true\n' > l.toml`, "l.toml"},
+		{"types at the top, cache", []int{107}, "", "", `printf 'cache = false\n' > l.toml`, "l.toml"},
+		{"garbled layer", nil, "", "", `echo '[[[' > l.toml`, "l.toml"},
+		{"garbled store", nil, "", "", `echo '[[[' > store.toml`, "store.toml"},
+		{"unmet that was not asked", []int{105}, "", "", `printf '[[unmet]]\nname = "y"\n' > build.toml`, `"y"`},
+		{"unmet without a name", nil, "", "", `printf '[[unmet]]\nname = ""\n' > build.toml`, "name"},
+		{"SBOM not declared", []int{121}, "", "", `echo {} > launch.sbom.cdx.json`, "does not declare"},
+		{"SBOM of another type declared", []int{121}, sbom, "", `echo {} > launch.sbom.spdx.json`, "does not declare"},
+		{"SBOM of an unknown extension", []int{121}, sbom, "", `echo {} > launch.sbom.xml`, "unknown extension"},
+		{"SBOM that is a symlink", nil, sbom, "", `ln -s /etc/passwd launch.sbom.cdx.json`, "regular file"},
+		{"SBOM that is a pipe", nil, sbom, "", `mkfifo launch.sbom.cdx.json`, "regular file"},
+		{"pipe", nil, "", "", `mkfifo launch.toml`, "launch.toml"},
+		{"pipe as a layer", nil, "", "", `mkfifo l.toml`, "l.toml"},
+		{"symlink", nil, "", "", `ln -s ../../secret launch.toml`, "launch.toml"},
+		{"device", nil, "", "", `ln -s /dev/zero build.toml`, "build.toml"},
+		{"directory", nil, "", "", `mkdir launch.toml`, "launch.toml"},
+		{"huge", nil, "", "", `truncate -s 1T store.toml`, "store.toml"},
+		{"environment that is a pipe", nil, "", "", `mkdir -p l/env; mkfifo l/env/X; printf '[types]\nbuild = true\n' > l.toml`, "env/X"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			conform.Covers(t, tt.covers...)
 			w := newWorld(t)
 			w.write(filepath.Join(w.dirs.Layers, "../secret"), "[[labels]]\nkey = \"stolen\"\n", 0o666)
 			w.add(pack{name: "a@1", info: tt.info, api: tt.api, build: "cd $CNB_LAYERS_DIR\n" + tt.script})
@@ -374,6 +393,7 @@ func TestBuildRefusesBadOutputs(t *testing.T) {
 }
 
 func TestBuildSBOMs(t *testing.T) {
+	conform.Covers(t, 7, 122, 125)
 	w := newWorld(t)
 	stale := filepath.Join(w.dirs.Layers, "sbom/launch/gone/sbom.cdx.json")
 	w.write(stale, "{}", 0o666)
@@ -419,6 +439,7 @@ func TestBuildDoesNotFollowAPlantedLayersDirectory(t *testing.T) {
 }
 
 func TestBuildUnsupportedAPIRunsNothing(t *testing.T) {
+	conform.Covers(t, 2)
 	w := newWorld(t)
 	w.add(pack{name: "a@1", build: "touch ../ran"})
 	w.add(pack{name: "b@1", api: "9.9"})

@@ -8,9 +8,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/kilnbuild/kiln/internal/spec"
+	"github.com/kilnbuild/kiln/test/conform"
 )
 
 func TestDetectEnvironment(t *testing.T) {
+	conform.Covers(t, 50, 124)
 	const dump = `env | grep -v '^_=\|^PWD=\|^OLDPWD=\|^SHLVL=' | sort > $CNB_BUILDPACK_DIR/env; pwd > $CNB_BUILDPACK_DIR/pwd; echo "$0 $1 $2" > $CNB_BUILDPACK_DIR/args`
 	w := newWorld(t)
 	w.set.ExecEnv = "test"

@@ -15,6 +15,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/event"
 	"github.com/kilnbuild/kiln/internal/sandbox"
 	"github.com/kilnbuild/kiln/internal/spec"
+	"github.com/kilnbuild/kiln/test/conform"
 )
 
 func (w *world) detect(o spec.Order) (spec.Group, spec.Plan, error) {
@@ -31,34 +32,36 @@ const (
 func TestDetectGroups(t *testing.T) {
 	tests := []struct {
 		name   string
+		covers []int
 		groups []string
 		want   string // members of the chosen group
 		code   int
 		tried  []string
 	}{
-		{"one passes", []string{"p1@1"}, "p1@1", 0, []string{"p1@1:pass"}},
-		{"first passing group is chosen", []string{"p1@1 f@1", "p1@1 p2@1", "p2@1"}, "p1@1 p2@1", 0,
+		{"one passes", []int{32}, []string{"p1@1"}, "p1@1", 0, []string{"p1@1:pass"}},
+		{"first passing group is chosen", []int{33}, []string{"p1@1 f@1", "p1@1 p2@1", "p2@1"}, "p1@1 p2@1", 0,
 			[]string{"p1@1:pass f@1:fail", "p1@1:pass p2@1:pass"}},
-		{"optional that fails is left out", []string{"p1@1 f@1? p2@1"}, "p1@1 p2@1", 0, []string{"p1@1:pass f@1:fail p2@1:pass"}},
-		{"optional that errors is left out", []string{"p1@1 e@1?"}, "p1@1", 0, []string{"p1@1:pass e@1:error"}},
-		{"only optional members that fail", []string{"f@1? f2@1?"}, "", spec.ExitDetectFail, []string{"f@1:fail f2@1:fail"}},
-		{"no group passes", []string{"f@1", "p1@1 f2@1"}, "", spec.ExitDetectFail, []string{"f@1:fail", "p1@1:pass f2@1:fail"}},
-		{"no group passes and one errors", []string{"e@1", "f@1"}, "", spec.ExitDetectError, []string{"e@1:error", "f@1:fail"}},
-		{"an error does not stop a later group", []string{"e@1", "p1@1"}, "p1@1", 0, []string{"e@1:error", "p1@1:pass"}},
-		{"same ID twice runs once", []string{"p1@1 p1@2 p2@1"}, "p1@1 p2@1", 0, []string{"p1@1:pass p2@1:pass"}},
-		{"empty order", nil, "", spec.ExitDetectFail, nil},
-		{"nested order", []string{"p1@1 nest@1 p2@1"}, "p1@1 a@1 b@1 p2@1", 0, []string{"p1@1:pass a@1:pass b@1:pass p2@1:pass"}},
-		{"product of nested orders", []string{"left@1 right@1 f@1"}, "", spec.ExitDetectFail, []string{
+		{"optional that fails is left out", []int{32, 41}, []string{"p1@1 f@1? p2@1"}, "p1@1 p2@1", 0, []string{"p1@1:pass f@1:fail p2@1:pass"}},
+		{"optional that errors is left out", []int{37}, []string{"p1@1 e@1?"}, "p1@1", 0, []string{"p1@1:pass e@1:error"}},
+		{"only optional members that fail", []int{34}, []string{"f@1? f2@1?"}, "", spec.ExitDetectFail, []string{"f@1:fail f2@1:fail"}},
+		{"no group passes", []int{36}, []string{"f@1", "p1@1 f2@1"}, "", spec.ExitDetectFail, []string{"f@1:fail", "p1@1:pass f2@1:fail"}},
+		{"no group passes and one errors", []int{32, 36}, []string{"e@1", "f@1"}, "", spec.ExitDetectError, []string{"e@1:error", "f@1:fail"}},
+		{"an error does not stop a later group", []int{33}, []string{"e@1", "p1@1"}, "p1@1", 0, []string{"e@1:error", "p1@1:pass"}},
+		{"same ID twice runs once", []int{40}, []string{"p1@1 p1@2 p2@1"}, "p1@1 p2@1", 0, []string{"p1@1:pass p2@1:pass"}},
+		{"empty order", []int{36}, nil, "", spec.ExitDetectFail, nil},
+		{"nested order", []int{38}, []string{"p1@1 nest@1 p2@1"}, "p1@1 a@1 b@1 p2@1", 0, []string{"p1@1:pass a@1:pass b@1:pass p2@1:pass"}},
+		{"product of nested orders", []int{38, 49}, []string{"left@1 right@1 f@1"}, "", spec.ExitDetectFail, []string{
 			"a@1:pass c@1:pass f@1:fail", "a@1:pass d@1:pass f@1:fail", "b@1:pass c@1:pass f@1:fail", "b@1:pass d@1:pass f@1:fail"}},
-		{"nested twice", []string{"deep@1 f@1"}, "", spec.ExitDetectFail, []string{
+		{"nested twice", []int{38}, []string{"deep@1 f@1"}, "", spec.ExitDetectFail, []string{
 			"a@1:pass f@1:fail", "b@1:pass f@1:fail", "p2@1:pass f@1:fail"}},
-		{"optional composite: its groups, then without it", []string{"left@1? f@1"}, "", spec.ExitDetectFail, []string{
+		{"optional composite: its groups, then without it", []int{39}, []string{"left@1? f@1"}, "", spec.ExitDetectFail, []string{
 			"a@1:pass f@1:fail", "b@1:pass f@1:fail", "f@1:fail"}},
-		{"optional composite is left out", []string{"failing@1? p1@1"}, "p1@1", 0, []string{"f@1:fail p1@1:pass", "p1@1:pass"}},
-		{"ID in a composite and beside it", []string{"a@1 left@1 p1@1"}, "a@1 p1@1", 0, []string{"a@1:pass p1@1:pass"}},
+		{"optional composite is left out", []int{39}, []string{"failing@1? p1@1"}, "p1@1", 0, []string{"f@1:fail p1@1:pass", "p1@1:pass"}},
+		{"ID in a composite and beside it", []int{40}, []string{"a@1 left@1 p1@1"}, "a@1 p1@1", 0, []string{"a@1:pass p1@1:pass"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			conform.Covers(t, tt.covers...)
 			w := newWorld(t)
 			for _, name := range []string{"p1@1", "p1@2", "p2@1", "a@1", "b@1", "c@1", "d@1"} {
 				w.add(pack{name: name, detect: pass})
@@ -90,6 +93,7 @@ func TestDetectGroups(t *testing.T) {
 }
 
 func TestDetectGroupCarriesWhatGroupTOMLHas(t *testing.T) {
+	conform.Covers(t, 41)
 	w := newWorld(t)
 	w.add(pack{name: "acme/p@1.2.3", api: "0.11"})
 	g, _, err := w.detect(order("acme/p@1.2.3?"))
@@ -103,6 +107,7 @@ func TestDetectGroupCarriesWhatGroupTOMLHas(t *testing.T) {
 }
 
 func TestDetectPlan(t *testing.T) {
+	conform.Covers(t, 42)
 	w := newWorld(t)
 	w.add(pack{name: "a@1", detect: `cat > $CNB_BUILD_PLAN_PATH <<E
 [[provides]]
@@ -270,6 +275,7 @@ func TestDetectSameCompositeTwiceIsNoCycle(t *testing.T) {
 }
 
 func TestDetectUnsupportedAPI(t *testing.T) {
+	conform.Covers(t, 2)
 	w := newWorld(t)
 	w.add(pack{name: "p@1"})
 	w.add(pack{name: "future@1", api: "7.0"})

@@ -300,6 +300,10 @@ func tarNames(t *testing.T, l v1.Layer) (names []string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		names = append(names, fmt.Sprintf("%c %s %o %d:%d", hdr.Typeflag, hdr.Name, hdr.Mode, hdr.Uid, hdr.Gid))
+		name := hdr.Name
+		if hdr.Linkname != "" {
+			name += "->" + hdr.Linkname
+		}
+		names = append(names, fmt.Sprintf("%c %s %o %d:%d", hdr.Typeflag, name, hdr.Mode, hdr.Uid, hdr.Gid))
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/kilnbuild/kiln/internal/spec"
+	"github.com/kilnbuild/kiln/test/conform"
 )
 
 // cand reads a candidate from words: "+x" provides, "-x" requires, "|" starts
@@ -57,7 +58,11 @@ func show(cands []candidate, r resolution) string {
 		for _, p := range e.Providers {
 			providers = append(providers, p.ID)
 		}
-		out += fmt.Sprintf(" / %s:%s:%d", e.Requires[0].Name, strings.Join(providers, ","), len(e.Requires))
+		name := ""
+		for _, r := range e.Requires {
+			name = r.Name
+		}
+		out += fmt.Sprintf(" / %s:%s:%d", name, strings.Join(providers, ","), len(e.Requires))
 	}
 	return out
 }
@@ -66,37 +71,39 @@ func TestResolve(t *testing.T) {
 	tests := []struct {
 		name, want string
 		cands      []string
+		covers     []int
 	}{
-		{"nothing to agree on", "a b", []string{"a", "b"}},
-		{"provide then require", "a b / x:a:1", []string{"a +x", "b -x"}},
-		{"own provide serves own require", "a / x:a:1", []string{"a +x -x"}},
-		{"many providers and requirers", "a b c d / x:a,b:2", []string{"a +x", "b +x", "c -x", "d -x"}},
-		{"unmet require", "failed: a@1 requires x, which no buildpack of the group provides", []string{"a -x"}},
-		{"unused provide", "failed: a@1 provides x, which no buildpack of the group requires", []string{"a +x"}},
+		{"nothing to agree on", "a b", []string{"a", "b"}, nil},
+		{"provide then require", "a b / x:a:1", []string{"a +x", "b -x"}, []int{42}},
+		{"own provide serves own require", "a / x:a:1", []string{"a +x -x"}, []int{45}},
+		{"many providers and requirers", "a b c d / x:a,b:2", []string{"a +x", "b +x", "c -x", "d -x"}, []int{42}},
+		{"unmet require", "failed: a@1 requires x, which no buildpack of the group provides", []string{"a -x"}, []int{43}},
+		{"unused provide", "failed: a@1 provides x, which no buildpack of the group requires", []string{"a +x"}, []int{44}},
 		{"provide after the require", "failed: a@1 requires x, which only b@1 provides, and that comes after it; b@1 provides x, which only a@1 requires, and that comes before it",
-			[]string{"a -x", "b +x"}},
+			[]string{"a -x", "b +x"}, []int{43}},
 		{"provide after the last require is unused", "failed: c@1 provides x, which only b@1 requires, and that comes before it",
-			[]string{"a +x", "b -x", "c +x"}},
-		{"optional with unmet require is dropped", "b", []string{"a? -x", "b"}},
-		{"optional with unused provide is dropped", "b", []string{"a? +x", "b"}},
-		{"dropping goes on until stable", "d", []string{"a? +x", "b? -x +y", "c? -y +z", "d"}},
+			[]string{"a +x", "b -x", "c +x"}, []int{46}},
+		{"optional with unmet require is dropped", "b", []string{"a? -x", "b"}, []int{43}},
+		{"optional with unused provide is dropped", "b", []string{"a? +x", "b"}, []int{44}},
+		{"dropping goes on until stable", "d", []string{"a? +x", "b? -x +y", "c? -y +z", "d"}, []int{43}},
 		{"a dropped provider fails a required member", "failed: b@1 requires x, which no buildpack of the group provides",
-			[]string{"a? +x +y", "b -x"}},
-		{"first alternative", "a b / x:a:1", []string{"a +x | +y", "b -x"}},
-		{"second alternative", "a b / y:a:1", []string{"a +x | +y", "b -y"}},
-		{"last member varies fastest", "a b / x:a:1", []string{"a +x | +y", "b -y | -x"}},
-		{"an alternative without anything", "a b", []string{"a +x | ", "b"}},
-		{"optional fails as required before its last alternative", "a b / y:a:1", []string{"a? +x | +y", "b -y"}},
-		{"optional is dropped after its last alternative", "b", []string{"a? +x | +y", "b"}},
-		{"unused extension is dropped", "a", []string{"ext +x", "a"}},
-		{"used extension is kept", "ext a / x:ext:1", []string{"ext +x", "a -x"}},
-		{"extensions alone are no group", "failed: ", []string{"ext"}},
-		{"everybody dropped is no group", "failed: ", []string{"a? -x"}},
+			[]string{"a? +x +y", "b -x"}, nil},
+		{"first alternative", "a b / x:a:1", []string{"a +x | +y", "b -x"}, []int{47}},
+		{"second alternative", "a b / y:a:1", []string{"a +x | +y", "b -y"}, []int{47}},
+		{"last member varies fastest", "a b / x:a:1", []string{"a +x | +y", "b -y | -x"}, []int{47}},
+		{"an alternative without anything", "a b", []string{"a +x | ", "b"}, nil},
+		{"optional fails as required before its last alternative", "a b / y:a:1", []string{"a? +x | +y", "b -y"}, []int{48}},
+		{"optional is dropped after its last alternative", "b", []string{"a? +x | +y", "b"}, []int{48}},
+		{"unused extension is dropped", "a", []string{"ext +x", "a"}, nil},
+		{"used extension is kept", "ext a / x:ext:1", []string{"ext +x", "a -x"}, nil},
+		{"extensions alone are no group", "failed: ", []string{"ext"}, []int{35}},
+		{"everybody dropped is no group", "failed: ", []string{"a? -x"}, nil},
 		{"the nearest combination is explained", "failed: b@1 requires z, which no buildpack of the group provides",
-			[]string{"a +w +v | +x", "b -x -z"}},
+			[]string{"a +w +v | +x", "b -x -z"}, nil},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			conform.Covers(t, tt.covers...)
 			var cands []candidate
 			for _, c := range tt.cands {
 				c := cand(c)
@@ -274,7 +281,60 @@ func planOf(cands []candidate, choice []int, set int) map[string]string {
 	return out
 }
 
+// trials is the text of the specification, sentence by sentence: a trial for
+// each selection of alternatives, left to right and depth first. In a trial the
+// first member whose provide or require is in vain fails it when the member is
+// required, or is excluded with all that it provides and requires when it is
+// optional; then the trial begins anew. A member with alternatives is optional
+// for its last one only. It returns who is left, nil when every trial fails.
+func trials(cands []candidate, selected []int) []int {
+	if len(selected) < len(cands) {
+		for alt := range cands[len(selected)].alternatives {
+			if kept := trials(cands, append(selected[:len(selected):len(selected)], alt)); kept != nil {
+				return kept
+			}
+		}
+		return nil
+	}
+	var kept []int
+	for i := range cands {
+		kept = append(kept, i)
+	}
+	for {
+		vain := slices.IndexFunc(kept, func(i int) bool { return inVain(cands, selected, kept, i) })
+		if vain < 0 {
+			break
+		}
+		i := kept[vain]
+		if c := cands[i]; !c.Extension && !c.Optional || selected[i] < len(c.alternatives)-1 {
+			return nil
+		}
+		kept = slices.Delete(kept, vain, vain+1)
+	}
+	if !slices.ContainsFunc(kept, func(i int) bool { return !cands[i].Extension }) {
+		return nil
+	}
+	return kept
+}
+
+// inVain tells whether member i provides what neither it nor a later member
+// requires, or requires what neither it nor an earlier one provides.
+func inVain(cands []candidate, selected, kept []int, i int) bool {
+	for _, p := range cands[i].alternatives[selected[i]].Provides {
+		if !slices.ContainsFunc(kept, func(j int) bool { return j >= i && requires(cands[j], selected[j], p.Name) }) {
+			return true
+		}
+	}
+	for _, r := range cands[i].alternatives[selected[i]].Requires {
+		if !slices.ContainsFunc(kept, func(j int) bool { return j <= i && provides(cands[j], selected[j], r.Name) }) {
+			return true
+		}
+	}
+	return false
+}
+
 func TestResolveEqualsBruteForce(t *testing.T) {
+	conform.Covers(t, 42, 43, 44, 45, 46, 47, 48)
 	agreed, failed := 0, 0
 	rapid.Check(t, func(t *rapid.T) {
 		cands := rapid.SliceOfN(rapid.Custom(drawCandidate), 1, 5).Draw(t, "candidates")
@@ -288,6 +348,9 @@ func TestResolveEqualsBruteForce(t *testing.T) {
 		kept, entries, ok := oracle(cands)
 		if r.ok != ok {
 			t.Fatalf("resolve says %v, brute force says %v", r.ok, ok)
+		}
+		if text := trials(cands, nil); !slices.Equal(text, kept) {
+			t.Fatalf("by the text of the specification %v are left, by brute force %v", text, kept)
 		}
 		if !ok {
 			failed++
