@@ -178,8 +178,13 @@ type value struct {
 
 var _ v1.Image = (*value)(nil)
 
-func (v *value) Layers() ([]v1.Layer, error)         { return slices.Clone(v.layers), nil }
-func (v *value) MediaType() (types.MediaType, error) { return v.manifest.MediaType, nil }
+func (v *value) Layers() ([]v1.Layer, error) { return slices.Clone(v.layers), nil }
+func (v *value) MediaType() (types.MediaType, error) {
+	if v.manifest.MediaType == "" { // OCI's may do without
+		return types.OCIManifestSchema1, nil
+	}
+	return v.manifest.MediaType, nil
+}
 func (v *value) Size() (int64, error)                { return int64(len(v.rawManifest)), nil }
 func (v *value) ConfigName() (v1.Hash, error)        { return v.manifest.Config.Digest, nil }
 func (v *value) ConfigFile() (*v1.ConfigFile, error) { return v.config.DeepCopy(), nil }
