@@ -41,6 +41,12 @@ type Pinner interface {
 	Pin(ref string, img v1.Image) (string, error)
 }
 
+// PlatformSource is what a Source may also offer: to choose from an index for
+// another platform than the Source's own. A platform without a variant takes any.
+type PlatformSource interface {
+	ImageFor(ctx context.Context, ref string, platform v1.Platform) (v1.Image, error)
+}
+
 // AccessChecker is what a Source or Target may also offer: to say early
 // whether ref could be read or written.
 type AccessChecker interface {

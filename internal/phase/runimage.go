@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -159,12 +160,10 @@ func runImageEntry(run spec.RunTOML, ref string) spec.RunImageEntry {
 // tagless spells a reference so that the same image has one spelling: with its
 // registry and tag, without a digest.
 func tagless(ref string) string {
-	parsed, err := name.ParseReference(ref)
+	named, _, _ := strings.Cut(ref, "@")
+	tag, err := name.NewTag(named)
 	if err != nil {
 		return ref
 	}
-	if tag, ok := parsed.(name.Tag); ok {
-		return tag.Name()
-	}
-	return parsed.Context().Tag(name.DefaultTag).Name()
+	return tag.Name()
 }

@@ -37,15 +37,25 @@ func (r *Registry) Image(ctx context.Context, ref string) (v1.Image, error) {
 	return img, err
 }
 
+// ImageFor is Image for another platform than the Registry's.
+func (r *Registry) ImageFor(ctx context.Context, ref string, platform v1.Platform) (v1.Image, error) {
+	_, img, err := r.resolve(ctx, ref, platform)
+	return img, err
+}
+
 // Resolve pins ref: it returns the name and digest of the image for the
 // Registry's platform, as name@sha256:..., with that image.
 func (r *Registry) Resolve(ctx context.Context, ref string) (pinned string, img v1.Image, err error) {
+	return r.resolve(ctx, ref, r.platform)
+}
+
+func (r *Registry) resolve(ctx context.Context, ref string, platform v1.Platform) (pinned string, img v1.Image, err error) {
 	parsed, err := r.parse(ref)
 	if err != nil {
 		return "", nil, err
 	}
 	c := r.client(ref, parsed.Context(), transport.PullScope)
-	i, err := c.open(ctx, ref, parsed.Identifier())
+	i, err := c.open(ctx, ref, parsed.Identifier(), platform)
 	if err != nil {
 		return "", nil, c.fail(reading, ref, err)
 	}
@@ -91,13 +101,13 @@ func (c *client) head(ctx context.Context, id string) (v1.Hash, error) {
 }
 
 // open reads the manifest of id, goes through an index, and reads the config.
-func (c *client) open(ctx context.Context, ref, id string) (*remoteImage, error) {
+func (c *client) open(ctx context.Context, ref, id string, platform v1.Platform) (*remoteImage, error) {
 	m, err := c.manifest(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	if m.mediaType.IsIndex() {
-		desc, err := choose(m, c.registry.platform)
+		desc, err := choose(m, platform)
 		if err != nil {
 			return nil, err
 		}

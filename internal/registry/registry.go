@@ -56,9 +56,10 @@ type Registry struct {
 }
 
 var (
-	_ image.Source        = (*Registry)(nil)
-	_ image.Target        = (*Registry)(nil)
-	_ image.AccessChecker = (*Registry)(nil)
+	_ image.Source         = (*Registry)(nil)
+	_ image.PlatformSource = (*Registry)(nil)
+	_ image.Target         = (*Registry)(nil)
+	_ image.AccessChecker  = (*Registry)(nil)
 )
 
 // New makes a Registry. It fails when o.Auth is not what it should be.

@@ -360,6 +360,15 @@ func TestIndex(t *testing.T) {
 		t.Errorf("Digest is %v %v, want that of the index, %v", h, err, hashOf(raw))
 	}
 
+	for _, want := range []struct {
+		platform v1.Platform
+		img      v1.Image
+	}{{v1.Platform{OS: "linux", Architecture: "amd64"}, amd}, {v1.Platform{OS: "linux", Architecture: "arm64", Variant: "v8"}, arm}} {
+		if img, err := r.ImageFor(t.Context(), host+"/multi", want.platform); err != nil || imagetest.ID(t, img) != imagetest.ID(t, want.img) {
+			t.Errorf("the image for %s was not opened (%v)", want.platform, err)
+		}
+	}
+
 	other, _ := newRegistry(t, Options{Platform: v1.Platform{OS: "linux", Architecture: "riscv64"}})
 	_, err = other.Image(t.Context(), host+"/multi")
 	if !errors.Is(err, image.ErrNotFound) || !strings.Contains(err.Error(), "linux/riscv64") || !strings.Contains(err.Error(), "linux/arm64/v8") {

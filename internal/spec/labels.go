@@ -8,6 +8,7 @@ const (
 	RebasableLabel         = "io.buildpacks.rebasable"
 	ExecEnvLabel           = "io.buildpacks.exec-env"
 	StackIDLabel           = "io.buildpacks.stack.id"
+	StackMixinsLabel       = "io.buildpacks.stack.mixins"
 	BaseIDLabel            = "io.buildpacks.base.id"
 	BaseMaintainerLabel    = "io.buildpacks.base.maintainer"
 	BaseHomepageLabel      = "io.buildpacks.base.homepage"
@@ -23,6 +24,13 @@ const (
 	LifecycleAPIsLabel     = "io.buildpacks.lifecycle.apis"
 	CacheMetadataLabel     = "io.buildpacks.lifecycle.cache.metadata"
 	BuildpackageLabel      = "io.buildpacks.buildpackage.metadata"
+)
+
+// BaseLabels and StackLabels begin the labels that describe a base image, and
+// that the app image on it has too.
+const (
+	BaseLabels  = "io.buildpacks.base."
+	StackLabels = "io.buildpacks.stack."
 )
 
 // LifecycleMetadata is the label io.buildpacks.lifecycle.metadata: the diffIDs
