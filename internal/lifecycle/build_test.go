@@ -364,7 +364,6 @@ func TestTrustedFailures(t *testing.T) {
 	check(spec.ExitAnalyze, "layout", analyzer, "-layout", "-layout-dir", "x", host+"/app")
 	check(spec.ExitRestore, "group.toml", restorer)
 	check(spec.ExitExport, "group.toml", exporter, host+"/app")
-	check(spec.ExitRebase, "kiln has no rebaser yet", rebaser, host+"/app")
 	check(spec.ExitExtend, "kiln has no extender yet", extender)
 	if _, err := os.Stat(w.path("layers/analyzed.toml")); err == nil {
 		t.Error("analyzed.toml was written by a failed analyzer")

@@ -149,6 +149,8 @@ func (h Host) phase(ctx context.Context, in inputs, environ []string) error {
 		return h.build(ctx, in, environ)
 	case exporter:
 		return h.export(ctx, in)
+	case rebaser:
+		return h.rebase(ctx, in)
 	}
 	return fmt.Errorf("kiln has no %s yet", in.phase)
 }

@@ -1,5 +1,5 @@
 // Package phase holds the phases of a build: analyze, detect, restore, build
-// and export, as functions over values.
+// and export, and rebase, as functions over values.
 //
 // A phase runs foreign code or holds credentials, never both: what takes a
 // sandbox.Runner takes no image.Source or image.Target, and the other way

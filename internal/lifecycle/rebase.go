@@ -1,0 +1,78 @@
+package lifecycle
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/name"
+
+	"github.com/kilnbuild/kiln/internal/event"
+	"github.com/kilnbuild/kiln/internal/image"
+	"github.com/kilnbuild/kiln/internal/phase"
+	"github.com/kilnbuild/kiln/internal/spec"
+)
+
+// rebase is the rebaser: the previous image, else the first of the images, on
+// another run image, under every name. The report lists those that worked.
+func (h Host) rebase(ctx context.Context, in inputs) error {
+	p, err := h.places(in)
+	if err != nil {
+		return err
+	}
+	for _, ref := range in.args {
+		if err := checkTag(ref); err != nil {
+			return err
+		}
+	}
+	if err := p.oneRegistry(in.args[0], in.args[1:]); err != nil {
+		return err
+	}
+	from := cmp.Or(in.previousImage, in.args[0])
+	app, err := p.Source.Image(ctx, from)
+	if err != nil {
+		return fmt.Errorf("image to rebase: %w", err)
+	}
+	run := cmp.Or(in.runImage, in.deprecatedImage)
+	if run == "" {
+		if run, err = phase.RunImageFor(ctx, p.Source, app, in.args[0]); err != nil {
+			return fmt.Errorf("rebase %s: %w", from, err)
+		}
+	}
+	base, err := phase.OpenNewBase(ctx, p.Source, app, run)
+	if err != nil {
+		return err
+	}
+	h.info("%s onto %s", from, base.Reference)
+	img, err := phase.Rebase(app, base, in.force, h.Events)
+	if err != nil {
+		return fmt.Errorf("rebase %s: %w", from, err)
+	}
+	trusted, err := image.KnownFrom(app, base.Image)
+	if err != nil {
+		return err
+	}
+	p.Report, err = phase.Export(ctx, p.Target, in.args, img, trusted, in.daemon, h.Events)
+	if tags := p.Report.Image.Tags; len(tags) > 0 {
+		h.info("wrote %s: %s", strings.Join(tags, ", "), cmp.Or(p.Report.Image.Digest, p.Report.Image.ImageID))
+		err = errors.Join(err, h.encode(in.report, p.Report))
+	}
+	return spec.Exit(spec.ExitRebase, err)
+}
+
+// checkTag makes sure that an image could be written under ref.
+func checkTag(ref string) error {
+	if strings.Contains(ref, "@") {
+		return invalid("image %q: a rebased image gets a name and a tag; its digest is only known when it is made", ref)
+	}
+	if _, err := name.NewTag(ref); err != nil {
+		return invalid("image %q: %w", ref, err)
+	}
+	return nil
+}
+
+func (h Host) info(format string, args ...any) {
+	h.Events.Emit(event.Message{Level: event.Info, Text: fmt.Sprintf(format, args...)})
+}
