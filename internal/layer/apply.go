@@ -26,36 +26,36 @@ import (
 // unpack to a scratch directory and rename it when Apply returned nil. Apply
 // reads r to its end, does not sync, and needs Linux 5.11.
 func Apply(ctx context.Context, dir string, r io.Reader, limits Limits) error {
-	return apply(ctx, dir, r, limits, false)
+	_, err := apply(ctx, dir, r, limits, unpacker{})
+	return err
 }
 
 // ApplyPlain unpacks one layer over the tree in dir, as Apply does, but
 // whiteouts delete what earlier layers left there (never what this layer
 // itself brings, in whatever order).
 func ApplyPlain(ctx context.Context, dir string, r io.Reader, limits Limits) error {
-	return apply(ctx, dir, r, limits, true)
+	_, err := apply(ctx, dir, r, limits, unpacker{plain: true})
+	return err
 }
 
-func apply(ctx context.Context, dir string, r io.Reader, limits Limits, plain bool) error {
+// apply unpacks in the way that u says and returns what it left out.
+func apply(ctx context.Context, dir string, r io.Reader, limits Limits, u unpacker) (skipped []string, err error) {
 	root, err := openat(unix.AT_FDCWD, dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
-		return pathError("open", dir, err)
+		return nil, pathError("open", dir, err)
 	}
-	u := &unpacker{
-		root:   root,
-		plain:  plain,
-		limits: limits.withDefaults(),
-		dirs:   map[fileID]*dirMeta{},
-		buf:    make([]byte, copyBuffer),
-	}
+	u.root = root
+	u.limits = limits.withDefaults()
+	u.dirs = map[fileID]*dirMeta{}
+	u.buf = make([]byte, copyBuffer)
 	defer u.close()
-	if plain {
+	if u.plain {
 		u.present = map[fileID]struct{}{}
 	}
 	if err := u.run(ctx, r); err != nil {
-		return fmt.Errorf("unpack layer to %s: %w", dir, err)
+		return u.skipped, fmt.Errorf("unpack layer to %s: %w", dir, err)
 	}
-	return nil
+	return u.skipped, nil
 }
 
 // copyBuffer is the size of one read; larger ones measured no faster.
@@ -64,8 +64,11 @@ const copyBuffer = 128 << 10
 type unpacker struct {
 	root   int
 	plain  bool
+	owners Owners // 0: everything is the caller's
 	limits Limits
 	buf    []byte
+
+	skipped []string
 
 	entries, bytes int64
 
@@ -169,8 +172,9 @@ func (u *unpacker) entry(ctx context.Context, hdr *tar.Header, body io.Reader) e
 	if strings.HasPrefix(base, whiteoutPrefix) {
 		return u.whiteout(hdr.Name, parent, base)
 	}
-	if hdr.Typeflag == tar.TypeChar || hdr.Typeflag == tar.TypeBlock {
-		return nil // cannot be made without privilege, and no build needs one
+	device := hdr.Typeflag == tar.TypeChar || hdr.Typeflag == tar.TypeBlock
+	if device && (u.owners == 0 || hdr.Devmajor == 0 && hdr.Devminor == 0) {
+		return nil // cannot be made without privilege, and no build needs one; 0:0 is a whiteout on disk
 	}
 	fd, err := u.openParent(parent)
 	if err != nil {
@@ -186,7 +190,9 @@ func (u *unpacker) entry(ctx context.Context, hdr *tar.Header, body io.Reader) e
 	case tar.TypeLink:
 		err = u.hardlink(fd, base, hdr)
 	case tar.TypeFifo:
-		err = u.fifo(fd, base, hdr)
+		err = u.node(fd, base, hdr, unix.S_IFIFO, 0)
+	case tar.TypeChar, tar.TypeBlock:
+		err = u.device(fd, base, hdr)
 	default:
 		err = fmt.Errorf("unknown type %q: %w", hdr.Typeflag, ErrUnsafe)
 	}
@@ -344,10 +350,18 @@ func (u *unpacker) makeWritable(fd int, path string) error {
 
 // noteDir remembers the mode and time that hdr gives to the directory at fd.
 func (u *unpacker) noteDir(fd int, path string, hdr *tar.Header) error {
-	if err := setUserXattrs(fd, hdr); err != nil {
+	if err := u.own(fd, "", hdr); err != nil {
 		return err
 	}
-	return u.setDir(fd, path, entryMode(hdr), times(hdr))
+	if u.owners != 0 && u.plain {
+		if err := dropXattrs(fd, hdr); err != nil {
+			return err
+		}
+	}
+	if err := u.setXattrs(fd, hdr); err != nil {
+		return err
+	}
+	return u.setDir(fd, path, u.mode(hdr), times(hdr))
 }
 
 func (u *unpacker) setDir(fd int, path string, mode uint32, time []unix.Timespec) error {

@@ -152,18 +152,18 @@ func TestApplyRefusesHostileLayers(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			for _, plain := range []bool{false, true} {
+			for _, form := range []unpacker{{}, {plain: true}, {owners: Record}, {plain: true, owners: Record}} {
 				p := newPrison(t)
 				data := tarOf(t, test.headers...)
-				err := apply(context.Background(), p.dir, bytes.NewReader(data), Limits{}, plain)
+				_, err := apply(context.Background(), p.dir, bytes.NewReader(data), Limits{}, form)
 				if test.err == nil && err != nil {
-					t.Errorf("plain %v: %v", plain, err)
+					t.Errorf("plain %v, owners %v: %v", form.plain, form.owners, err)
 				}
-				if test.err != nil && !errors.Is(err, test.err) && !(plain && strings.HasPrefix(name, "hard link whiteout")) {
-					t.Errorf("plain %v: error %v, want %v", plain, err, test.err)
+				if test.err != nil && !errors.Is(err, test.err) && !(form.plain && strings.HasPrefix(name, "hard link whiteout")) {
+					t.Errorf("plain %v, owners %v: error %v, want %v", form.plain, form.owners, err, test.err)
 				}
 				p.check(t)
-				if !plain && err == nil {
+				if !form.plain && err == nil {
 					compareWithModel(t, p.dir, data, Limits{})
 				}
 			}

@@ -80,7 +80,10 @@ func (u *unpacker) fill(ctx context.Context, file int, hdr *tar.Header, body io.
 			return err
 		}
 	}
-	if err := setUserXattrs(file, hdr); err != nil {
+	if err := u.own(file, "", hdr); err != nil {
+		return err
+	}
+	if err := u.setXattrs(file, hdr); err != nil {
 		return err
 	}
 	if u.plain {
@@ -90,7 +93,7 @@ func (u *unpacker) fill(ctx context.Context, file int, hdr *tar.Header, body io.
 		}
 		u.bring(idOf(&st))
 	}
-	return unix.Fchmod(file, entryMode(hdr))
+	return unix.Fchmod(file, u.mode(hdr))
 }
 
 func (u *unpacker) symlink(fd int, base string, hdr *tar.Header) error {
@@ -100,8 +103,10 @@ func (u *unpacker) symlink(fd int, base string, hdr *tar.Header) error {
 	return u.create(fd, base, hdr, func() error { return unix.Symlinkat(hdr.Linkname, fd, base) })
 }
 
-func (u *unpacker) fifo(fd int, base string, hdr *tar.Header) error {
-	err := u.create(fd, base, hdr, func() error { return unix.Mknodat(fd, base, unix.S_IFIFO|0o600, 0) })
+// node makes a FIFO or a device. The owner comes before the mode, of which a
+// new owner would take away a part.
+func (u *unpacker) node(fd int, base string, hdr *tar.Header, kind uint32, dev int) error {
+	err := u.create(fd, base, hdr, func() error { return unix.Mknodat(fd, base, kind|0o600, dev) })
 	if err != nil {
 		return err
 	}
@@ -110,7 +115,28 @@ func (u *unpacker) fifo(fd int, base string, hdr *tar.Header) error {
 		return err
 	}
 	defer unix.Close(pathfd)
-	return unix.Chmod(procPath(pathfd), entryMode(hdr))
+	return unix.Chmod(procPath(pathfd), u.mode(hdr))
+}
+
+// device makes a device node, for which even root may lack the right: in a
+// user namespace, and in most containers for most devices.
+func (u *unpacker) device(fd int, base string, hdr *tar.Header) error {
+	kind := uint32(unix.S_IFCHR)
+	if hdr.Typeflag == tar.TypeBlock {
+		kind = unix.S_IFBLK
+	}
+	if hdr.Devmajor < 0 || hdr.Devminor < 0 || hdr.Devmajor > 1<<12-1 || hdr.Devminor > 1<<20-1 {
+		return fmt.Errorf("device %d:%d: there is none: %w", hdr.Devmajor, hdr.Devminor, ErrUnsafe)
+	}
+	err := error(unix.EPERM)
+	if u.owners == Chown {
+		err = u.node(fd, base, hdr, kind, int(unix.Mkdev(uint32(hdr.Devmajor), uint32(hdr.Devminor))))
+	}
+	if err == unix.EPERM {
+		u.skip(hdr)
+		return nil
+	}
+	return err
 }
 
 // hardlink links to a file of this layer. A link to a file of another layer,
@@ -174,6 +200,9 @@ func (u *unpacker) create(fd int, base string, hdr *tar.Header, make func() erro
 			return err
 		}
 		u.bring(idOf(&st))
+	}
+	if err := u.own(fd, base, hdr); err != nil {
+		return err
 	}
 	return unix.UtimesNanoAt(fd, base, times(hdr), unix.AT_SYMLINK_NOFOLLOW)
 }
@@ -301,24 +330,40 @@ func setOpaque(fd int, base string) error {
 // xattrRecord is the PAX record that carries an xattr.
 const xattrRecord = "SCHILY.xattr."
 
-// setUserXattrs sets the xattrs that a layer may bring: user.*, but for those
-// that would reshape the overlay. File systems without them are no error.
-func setUserXattrs(fd int, hdr *tar.Header) error {
+// setXattrs sets the xattrs that a layer may bring: user.*, but for those that
+// would reshape the overlay or pass for a note of ours, and, where owners are
+// kept, file capabilities. File systems without xattrs are no error.
+func (u *unpacker) setXattrs(fd int, hdr *tar.Header) error {
 	for record, value := range hdr.PAXRecords {
-		name, ok := strings.CutPrefix(record, xattrRecord+"user.")
-		if !ok || name == "" || strings.HasPrefix(name, "overlay.") || strings.ContainsRune(name, 0) {
+		name, ok := strings.CutPrefix(record, xattrRecord)
+		if !ok || !keptXattr(name) || strings.ContainsRune(name, 0) {
 			continue
 		}
-		err := unix.Setxattr(procPath(fd), "user."+name, []byte(value), 0)
+		if name == capXattr {
+			if u.owners == 0 || hdr.Typeflag == tar.TypeDir {
+				continue
+			}
+			if err := setCapability(fd, value); err != nil {
+				return err
+			}
+			continue
+		}
+		err := unix.Setxattr(procPath(fd), name, []byte(value), 0)
 		if err != nil && !errors.Is(err, unix.ENOTSUP) {
-			return fmt.Errorf("set xattr user.%s: %w", name, err)
+			return fmt.Errorf("set xattr %s: %w", name, err)
 		}
 	}
 	return nil
 }
 
-// entryMode is the mode of an entry without set-user-ID and set-group-ID.
-func entryMode(hdr *tar.Header) uint32 { return uint32(hdr.Mode) & 0o1777 }
+// mode is the mode of an entry; without its owner it has no set-user-ID and no
+// set-group-ID bit.
+func (u *unpacker) mode(hdr *tar.Header) uint32 {
+	if u.owners == 0 {
+		return uint32(hdr.Mode) & 0o1777
+	}
+	return uint32(hdr.Mode) & 0o7777
+}
 
 // times are hdr's time stamps for utimensat. Tars can name times that no file
 // system can hold: the kernel clamps those that fit a Timespec, the rest is 0.

@@ -199,6 +199,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// childMain is a process with a user and mount namespace of its own: it mounts
+// the overlay of each round, changes things through it, and says what it sees.
 func childMain(args []string) error {
 	var rounds int
 	if _, err := fmt.Sscan(args[2], &rounds); err != nil {
@@ -207,6 +209,7 @@ func childMain(args []string) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return err
 	}
+	views := map[string]func(round int) (string, error){"overlay": viewMutated, "diff": viewDiffed}
 	for i := range rounds {
 		if err := os.Chdir(filepath.Join(args[1], fmt.Sprint(i))); err != nil {
 			return err
@@ -215,20 +218,25 @@ func childMain(args []string) error {
 		if err != nil {
 			return fmt.Errorf("mount overlay: %w", err)
 		}
-		mutate(rand.New(rand.NewPCG(uint64(i), 99)), "merged")
-		var b strings.Builder
-		s := Stack{Upper: "merged"}
-		fi, err := s.Lstat(".")
-		if err == nil {
-			err = renderFile(s, ".", fi, &b)
-		}
+		view, err := views[args[0]](i)
 		if err != nil {
 			return err
 		}
-		fmt.Print(strings.TrimPrefix(b.String(), "\".\" drwxr-xr-x\n"), "====\n")
+		fmt.Print(view, "====\n")
 		if err := unix.Unmount("merged", 0); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func viewMutated(round int) (string, error) {
+	mutate(rand.New(rand.NewPCG(uint64(round), 99)), "merged")
+	var b strings.Builder
+	s := Stack{Upper: "merged"}
+	fi, err := s.Lstat(".")
+	if err == nil {
+		err = renderFile(s, ".", fi, &b)
+	}
+	return strings.TrimPrefix(b.String(), "\".\" drwxr-xr-x\n"), err
 }

@@ -112,6 +112,8 @@ type tarWriter struct {
 	out   *outPipe
 	owner Owner
 	read  int64
+	// adorn completes the header of the file base in dirfd; nil leaves it at owner.
+	adorn func(hdr *tar.Header, dirfd int, base string, st *unix.Stat_t) error
 }
 
 // writeTar runs write with a tarWriter and ends the archive.
@@ -232,6 +234,11 @@ func (t *tarWriter) file(dirfd int, base string, kind uint8, name string) error 
 		return pathError("read", name, changed(err))
 	}
 	hdr := t.entryHeader(&st, 0, name)
+	if t.adorn != nil {
+		if err := t.adorn(hdr, dirfd, base, &st); err != nil {
+			return pathError("read", name, changed(err))
+		}
+	}
 	switch typeOf(&st) {
 	case unix.S_IFLNK:
 		hdr.Typeflag = tar.TypeSymlink
@@ -271,6 +278,11 @@ func (t *tarWriter) regular(dirfd int, base, name string) error {
 	}
 	hdr := t.entryHeader(&before, tar.TypeReg, name)
 	hdr.Size = before.Size
+	if t.adorn != nil {
+		if err := t.adorn(hdr, dirfd, base, &before); err != nil {
+			return pathError("read", name, changed(err))
+		}
+	}
 	if err := t.header(hdr); err != nil {
 		return err
 	}
