@@ -26,6 +26,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/phase"
 	"github.com/kilnbuild/kiln/internal/spec"
 	"github.com/kilnbuild/kiln/internal/store"
+	"github.com/kilnbuild/kiln/test/conform"
 )
 
 // runImage is a small base.
@@ -138,6 +139,7 @@ func (w *world) build(host string) string {
 }
 
 func TestFivePhases(t *testing.T) {
+	conform.Covers(t, 131)
 	w := newWorld(t)
 	host := newRegistry(t)
 	w.app(host)
@@ -221,6 +223,7 @@ func TestFivePhases(t *testing.T) {
 }
 
 func TestCreatorMakesTheSame(t *testing.T) {
+	conform.Covers(t, 169)
 	host := newRegistry(t)
 	w := newWorld(t)
 	w.app(host)
@@ -346,6 +349,7 @@ func TestHostWithStore(t *testing.T) {
 }
 
 func TestTrustedFailures(t *testing.T) {
+	conform.Covers(t, 6, 26)
 	host := newRegistry(t)
 	w := newWorld(t)
 	w.app(host)

@@ -30,7 +30,7 @@ func (h Host) export(ctx context.Context, in inputs) error {
 	if err != nil {
 		return err
 	}
-	if err := p.oneRegistry(in.args[0], in.args[1:]); err != nil {
+	if err := p.checkTags(in.args); err != nil {
 		return err
 	}
 	input, err := h.input(ctx, in, p)

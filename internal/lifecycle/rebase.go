@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/google/go-containerregistry/pkg/name"
-
 	"github.com/kilnbuild/kiln/internal/event"
 	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/phase"
@@ -22,12 +20,7 @@ func (h Host) rebase(ctx context.Context, in inputs) error {
 	if err != nil {
 		return err
 	}
-	for _, ref := range in.args {
-		if err := checkTag(ref); err != nil {
-			return err
-		}
-	}
-	if err := p.oneRegistry(in.args[0], in.args[1:]); err != nil {
+	if err := p.checkTags(in.args); err != nil {
 		return err
 	}
 	from := cmp.Or(in.previousImage, in.args[0])
@@ -60,17 +53,6 @@ func (h Host) rebase(ctx context.Context, in inputs) error {
 		err = errors.Join(err, h.encode(in.report, p.Report))
 	}
 	return spec.Exit(spec.ExitRebase, err)
-}
-
-// checkTag makes sure that an image could be written under ref.
-func checkTag(ref string) error {
-	if strings.Contains(ref, "@") {
-		return invalid("image %q: a rebased image gets a name and a tag; its digest is only known when it is made", ref)
-	}
-	if _, err := name.NewTag(ref); err != nil {
-		return invalid("image %q: %w", ref, err)
-	}
-	return nil
 }
 
 func (h Host) info(format string, args ...any) {

@@ -165,7 +165,7 @@ func TestRebaserRefuses(t *testing.T) {
 		{"0.15", 72, "run image " + host + "/gone", []string{"-run-image", host + "/gone", host + "/app"}},
 		{"0.15", 3, "give only one", []string{"-run-image", "a", "-image", "b", host + "/app"}},
 		{"0.15", 3, "is not in the registry of", []string{host + "/app", "other.example/app"}},
-		{"0.15", 3, "a rebased image gets a name and a tag", []string{host + "/app@sha256:" + strings.Repeat("0", 64)}},
+		{"0.15", 3, "a new image gets a name and a tag", []string{host + "/app@sha256:" + strings.Repeat("0", 64)}},
 		{"0.15", 3, "UPPER", []string{host + "/UPPER"}},
 		{"0.15", 3, "at least one image", nil},
 		{"0.11", 2, "-force", []string{"-force", host + "/app"}},

@@ -16,6 +16,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/sandbox"
 	"github.com/kilnbuild/kiln/internal/spec"
+	"github.com/kilnbuild/kiln/test/conform"
 )
 
 // world is a build container in a directory, with two buildpacks.
@@ -103,6 +104,7 @@ func (w *world) want(code, got int) {
 }
 
 func TestDetectAndBuild(t *testing.T) {
+	conform.Covers(t, 41, 42, 118)
 	w := newWorld(t)
 	w.write("workspace/go", "")
 	w.want(0, w.run(detector))
@@ -243,20 +245,27 @@ func TestSystemBuildpacksAndOrderInLayers(t *testing.T) {
 func TestRefusesRoot(t *testing.T) {
 	w := newWorld(t)
 	w.write("workspace/go", "")
-	w.host.Runner = nil
-	for _, phase := range []string{detector, builder} {
-		want := 0
-		if os.Geteuid() == 0 {
-			want = spec.ExitGeneric
-		}
-		w.want(want, w.run(phase))
-		if refused := strings.Contains(w.stderr.String(), "refusing to run buildpacks as root"); refused != (os.Geteuid() == 0) {
-			t.Errorf("%s as %d: %s", phase, os.Geteuid(), w.stderr.String())
-		}
+	for phase, covers := range map[string]int{detector: 30, builder: 101} {
+		t.Run(phase, func(t *testing.T) {
+			conform.Covers(t, covers)
+			w.T = t
+			w.host.Runner = sandbox.InPlace{} // what the builder needs is there
+			w.want(0, w.run(detector))
+			w.host.Runner = nil
+			want := 0
+			if os.Geteuid() == 0 {
+				want = spec.ExitGeneric
+			}
+			w.want(want, w.run(phase))
+			if refused := strings.Contains(w.stderr.String(), "refusing to run buildpacks as root"); refused != (os.Geteuid() == 0) {
+				t.Errorf("%s as %d: %s", phase, os.Geteuid(), w.stderr.String())
+			}
+		})
 	}
 }
 
 func TestBeforeAnything(t *testing.T) {
+	conform.Covers(t, 1, 6)
 	w := newWorld(t)
 	w.want(spec.ExitPlatformAPI, w.runAs("", detector, "-nonsense"))
 	w.want(spec.ExitPlatformAPI, w.runAs("0.99", detector, "-nonsense"))

@@ -8,7 +8,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
+
+	"github.com/google/go-containerregistry/pkg/name"
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/phase"
@@ -44,13 +47,26 @@ func (h Host) places(in inputs) (*Places, error) {
 	return p, nil
 }
 
-// oneRegistry holds the names of an export to the rule that registries have; a
-// host's own target has its own rules.
-func (p *Places) oneRegistry(image string, tags []string) error {
+// checkNames holds the names of a build to the rules that registries have; a
+// host's own target has its own.
+func (p *Places) checkNames(names phase.Names) error {
 	if _, ok := p.Target.(*registry.Registry); !ok {
 		return nil
 	}
-	return spec.Exit(spec.ExitInvalidArgs, phase.CheckOneRegistry(image, tags))
+	return spec.Exit(spec.ExitInvalidArgs, names.Check())
+}
+
+// checkTags makes sure that images can be written under all of these names.
+func (p *Places) checkTags(images []string) error {
+	for _, ref := range images {
+		if strings.Contains(ref, "@") {
+			return invalid("image %q: a new image gets a name and a tag; its digest is only known when it is made", ref)
+		}
+		if _, err := name.NewTag(ref); err != nil {
+			return invalid("image %q: %w", ref, err)
+		}
+	}
+	return p.checkNames(phase.Names{Image: images[0], Tags: images[1:]})
 }
 
 // analyze is the analyzer.
@@ -60,7 +76,7 @@ func (h Host) analyze(ctx context.Context, in inputs) error {
 		return err
 	}
 	names := phase.Names{Image: in.args[0], Tags: in.tags, Previous: in.previousImage, Run: in.runImage, Cache: in.cacheImage}
-	if err := p.oneRegistry(names.Image, names.Tags); err != nil {
+	if err := p.checkNames(names); err != nil {
 		return err
 	}
 	if in.launchCache != "" {

@@ -110,6 +110,20 @@ func CheckOneRegistry(image string, tags []string) error {
 	return nil
 }
 
+// Check makes sure that all names are references, and those of the app image
+// in one registry, before a registry is spoken to.
+func (n Names) Check() error {
+	if err := CheckOneRegistry(n.Image, n.Tags); err != nil {
+		return err
+	}
+	for what, ref := range map[string]string{"previous image": n.Previous, "run image": n.Run, "cache image": n.Cache} {
+		if _, err := name.ParseReference(ref); ref != "" && err != nil {
+			return fmt.Errorf("%s %q: %w", what, ref, err)
+		}
+	}
+	return nil
+}
+
 // checkAccess asks the source, if it can tell, for everything that the build
 // will read or write later, all at once.
 func checkAccess(ctx context.Context, source image.Source, names Names) error {

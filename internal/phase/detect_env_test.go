@@ -12,7 +12,7 @@ import (
 )
 
 func TestDetectEnvironment(t *testing.T) {
-	conform.Covers(t, 50, 124)
+	conform.Covers(t, 50, 112, 113, 124)
 	const dump = `env | grep -v '^_=\|^PWD=\|^OLDPWD=\|^SHLVL=' | sort > $CNB_BUILDPACK_DIR/env; pwd > $CNB_BUILDPACK_DIR/pwd; echo "$0 $1 $2" > $CNB_BUILDPACK_DIR/args`
 	w := newWorld(t)
 	w.set.ExecEnv = "test"
@@ -21,6 +21,8 @@ func TestDetectEnvironment(t *testing.T) {
 	w.write(filepath.Join(w.dirs.Platform, "env/PATH"), "/user", 0o666)
 	w.write(filepath.Join(w.dirs.BuildConfig, "env/OPERATORS"), "y", 0o666)
 	w.write(filepath.Join(w.dirs.BuildConfig, "env/USERS"), "default only", 0o666)
+	w.write(filepath.Join(w.dirs.Platform, "env/ITS"), "user", 0o666)
+	w.write(filepath.Join(w.dirs.BuildConfig, "env/ITS.append"), ", then operator", 0o666)
 	w.add(pack{name: "new@1", detect: dump})
 	w.add(pack{name: "clear@1", info: "clear-env = true", detect: dump})
 	w.add(pack{name: "old@1", api: "0.9", detect: dump})
@@ -31,11 +33,11 @@ func TestDetectEnvironment(t *testing.T) {
 	target := "CNB_TARGET_ARCH=amd64\nCNB_TARGET_ARCH_VARIANT=v3\nCNB_TARGET_DISTRO_NAME=debian\nCNB_TARGET_DISTRO_VERSION=12\nCNB_TARGET_OS=linux\n"
 	for id, want := range map[string]string{
 		"new": "CNB_BUILDPACK_DIR=" + dir("new") + "\nCNB_BUILD_PLAN_PATH=PLAN\nCNB_EXEC_ENV=test\nCNB_PLATFORM_DIR=" + w.dirs.Platform + "\n" + target +
-			"HOME=/home/cnb\nOPERATORS=y\nPATH=/user:/usr/bin:/bin\nUSERS=x\n\n",
+			"HOME=/home/cnb\nITS=user, then operator\nOPERATORS=y\nPATH=/user:/usr/bin:/bin\nUSERS=x\n\n",
 		"clear": "CNB_BUILDPACK_DIR=" + dir("clear") + "\nCNB_BUILD_PLAN_PATH=PLAN\nCNB_EXEC_ENV=test\nCNB_PLATFORM_DIR=" + w.dirs.Platform + "\n" + target +
-			"HOME=/home/cnb\nOPERATORS=y\nPATH=/usr/bin:/bin\nUSERS=default only\n",
+			"HOME=/home/cnb\nITS=, then operator\nOPERATORS=y\nPATH=/usr/bin:/bin\nUSERS=default only\n",
 		"old": "CNB_BUILDPACK_DIR=" + dir("old") + "\nCNB_BUILD_PLAN_PATH=PLAN\nCNB_PLATFORM_DIR=" + w.dirs.Platform +
-			"\nHOME=/home/cnb\nOPERATORS=y\nPATH=/user:/usr/bin:/bin\nUSERS=x\n\n",
+			"\nHOME=/home/cnb\nITS=user, then operator\nOPERATORS=y\nPATH=/user:/usr/bin:/bin\nUSERS=x\n\n",
 	} {
 		var args [3]string
 		copy(args[:], strings.Fields(w.read(filepath.Join(dir(id), "args"))))
