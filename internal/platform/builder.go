@@ -12,6 +12,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/kilnbuild/kiln/internal/archive"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
@@ -159,12 +160,32 @@ func describeBuilder(name string, cf *v1.ConfigFile) (Builder, error) {
 			return b, badInput(fmt.Errorf("builder %s: label %s: %w", name, spec.BuilderMetadataLabel, err), "the builder is broken: ask its author")
 		}
 	}
-	run := m.Stack.RunImage
-	if len(m.Images) > 0 {
-		run = m.Images[0]
+	if len(m.Images) == 0 && m.Stack.RunImage.Image != "" {
+		m.Images = []spec.RunImageEntry{m.Stack.RunImage}
 	}
-	b.RunImage = run.Image
-	return b, nil
+	var order []spec.OrderGroup
+	if label := cf.Config.Labels[spec.OrderExtensionsLabel]; label != "" {
+		if err := json.Unmarshal([]byte(label), &order); err != nil {
+			return b, badInput(fmt.Errorf("builder %s: label %s: %w", name, spec.OrderExtensionsLabel, err), "the builder is broken: ask its author")
+		}
+	}
+	b.Extensions = len(order) > 0
+	return b, b.setRunImages(m.Images)
+}
+
+// setRunImages takes in the run images that a builder names. It cannot name
+// files of this host.
+func (b *Builder) setRunImages(entries []spec.RunImageEntry) error {
+	for _, e := range entries {
+		if _, _, file := archive.Parse(e.Image); file {
+			return badInput(fmt.Errorf("builder %s: its run image %s is a file of this host", b.Name, e.Image), "the builder is broken: ask its author")
+		}
+		b.RunImages = append(b.RunImages, e.Image)
+	}
+	if len(b.RunImages) > 0 {
+		b.RunImage = b.RunImages[0]
+	}
+	return nil
 }
 
 // setHome gives the build user its HOME, as a container engine does: it is the
@@ -197,8 +218,5 @@ func (b *builderRoot) readRunTOML() error {
 	if err != nil {
 		return fmt.Errorf("builder %s: %w", b.Name, err)
 	}
-	if len(run.Images) > 0 {
-		b.RunImage = run.Images[0].Image
-	}
-	return nil
+	return b.setRunImages(run.Images)
 }

@@ -1,6 +1,7 @@
 package platform
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -23,12 +24,12 @@ func TestDescribeBuilder(t *testing.T) {
 		config *v1.ConfigFile
 		want   Builder
 	}{
-		"images":        {config(`{"images":[{"image":"run:1","mirrors":["m/run:1"]},{"image":"run:2"}]}`, ids...), Builder{"b", "run:1", 1001, 1000}},
-		"stack":         {config(`{"stack":{"runImage":{"image":"run:old"}}}`, ids...), Builder{"b", "run:old", 1001, 1000}},
-		"both":          {config(`{"stack":{"runImage":{"image":"run:old"}},"images":[{"image":"run:1"}]}`, ids...), Builder{"b", "run:1", 1001, 1000}},
-		"no label":      {config("", ids...), Builder{"b", "", 1001, 1000}},
-		"last of a env": {config("", "CNB_USER_ID=5", "CNB_USER_ID=1001", "CNB_GROUP_ID=1000", "X"), Builder{"b", "", 1001, 1000}},
-		"group root":    {config("", "CNB_USER_ID=1001", "CNB_GROUP_ID=0"), Builder{"b", "", 1001, 0}},
+		"images":        {config(`{"images":[{"image":"run:1","mirrors":["m/run:1"]},{"image":"run:2"}]}`, ids...), Builder{Name: "b", RunImage: "run:1", RunImages: []string{"run:1", "run:2"}, UID: 1001, GID: 1000}},
+		"stack":         {config(`{"stack":{"runImage":{"image":"run:old"}}}`, ids...), Builder{Name: "b", RunImage: "run:old", RunImages: []string{"run:old"}, UID: 1001, GID: 1000}},
+		"both":          {config(`{"stack":{"runImage":{"image":"run:old"}},"images":[{"image":"run:1"}]}`, ids...), Builder{Name: "b", RunImage: "run:1", RunImages: []string{"run:1"}, UID: 1001, GID: 1000}},
+		"no label":      {config("", ids...), Builder{Name: "b", UID: 1001, GID: 1000}},
+		"last of a env": {config("", "CNB_USER_ID=5", "CNB_USER_ID=1001", "CNB_GROUP_ID=1000", "X"), Builder{Name: "b", UID: 1001, GID: 1000}},
+		"group root":    {config("", "CNB_USER_ID=1001", "CNB_GROUP_ID=0"), Builder{Name: "b", UID: 1001, GID: 0}},
 	} {
 		got, err := describeBuilder("b", x.config)
 		if err != nil {
@@ -49,11 +50,22 @@ func TestDescribeBuilder(t *testing.T) {
 		"negative":         {config("", "CNB_USER_ID=-1", "CNB_GROUP_ID=1"), "CNB_USER_ID=-1"},
 		"huge":             {config("", "CNB_USER_ID=4294967297", "CNB_GROUP_ID=1"), "CNB_USER_ID=4294967297"},
 		"label is no JSON": {config("{", ids...), spec.BuilderMetadataLabel},
+		"a file":           {config(`{"images":[{"image":"oci:/etc"}]}`, ids...), "is a file of this host"},
 	} {
 		_, err := describeBuilder("some/builder", x.config)
 		wantBadInput(t, err, "some/builder")
 		if err != nil && !strings.Contains(err.Error(), x.say) {
 			t.Errorf("%s: %v, want %q in it", name, err, x.say)
+		}
+	}
+}
+
+func TestDescribeBuilderWithExtensions(t *testing.T) {
+	for label, want := range map[string]string{"": "false", "[]": "false", "null": "false", `[{"group":[{"id":"a","version":"1"}]}]`: "true", "{": "error"} {
+		got, err := describeBuilder("b", &v1.ConfigFile{Config: v1.Config{
+			Env: []string{"CNB_USER_ID=1001", "CNB_GROUP_ID=1000"}, Labels: map[string]string{spec.OrderExtensionsLabel: label}}})
+		if say := fmt.Sprint(got.Extensions); err == nil && say != want || err != nil && want != "error" {
+			t.Errorf("%q: %v, %v", label, got.Extensions, err)
 		}
 	}
 }

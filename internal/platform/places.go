@@ -16,6 +16,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/archive"
 	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/registry"
+	"github.com/kilnbuild/kiln/internal/spec"
 	"github.com/kilnbuild/kiln/internal/store"
 )
 
@@ -39,6 +40,10 @@ type destinations struct {
 	run v1.Image
 	// hosts are the registries that the step under way may speak to.
 	hosts []string
+	// file is the run image if the user named one that is a file of this host. No
+	// other file is read: what asks for a run image is a document that foreign
+	// code can write.
+	file string
 	// writing says that the export has begun: what is read from now on is what
 	// was written, not what was there before.
 	writing atomic.Bool
@@ -46,7 +51,7 @@ type destinations struct {
 
 // openDestinations opens where the image shall go; no output means the store.
 func (b *build) openDestinations() (*destinations, error) {
-	d := &destinations{platform: b.Platform, insecure: b.req.Insecure}
+	d := &destinations{platform: b.Platform, insecure: b.req.Insecure, file: b.req.RunImage}
 	for _, n := range append([]string{b.req.Image}, b.req.Tags...) {
 		name, err := ParseImageName(n)
 		if err != nil {
@@ -91,10 +96,7 @@ func (b *build) openDestination(o Destination) (place, error) {
 // Image implements image.Source.
 func (d *destinations) Image(ctx context.Context, ref string) (v1.Image, error) {
 	if !d.own(ref) {
-		if d.within(ref) != nil {
-			return d.platform.Store.Image(ctx, ref)
-		}
-		return d.platform.open(ctx, ref, d.insecure)
+		return d.runImage(ctx, ref)
 	}
 	if err := d.outputs[0].allowed(d, ref); err != nil {
 		return nil, err
@@ -110,6 +112,24 @@ func (d *destinations) Image(ctx context.Context, ref string) (v1.Image, error) 
 	}
 	d.platform.warn("the previous image is not used: %v", err)
 	return nil, fmt.Errorf("%w: %w", image.ErrNotFound, err)
+}
+
+// runImage opens a run image: from a registry only where the step may speak to
+// that.
+func (d *destinations) runImage(ctx context.Context, ref string) (v1.Image, error) {
+	if _, _, file := archive.Parse(ref); file && ref != d.file {
+		return nil, fmt.Errorf("image %s: only --run-image names files of this host", ref)
+	}
+	refused := d.within(ref)
+	if refused == nil {
+		return d.platform.open(ctx, ref, d.insecure)
+	}
+	img, err := d.platform.Store.Image(ctx, ref)
+	if errors.Is(err, image.ErrNotFound) {
+		err = fmt.Errorf("%w, and %w", err, refused)
+		err = spec.WithHint(err, "--run-image names another run image, and lets kiln speak to its registry")
+	}
+	return img, err
 }
 
 // own says whether ref is the image itself, by tag or digest.
@@ -128,7 +148,7 @@ func (d *destinations) own(ref string) bool {
 // name: credentials go where the plan says, and nowhere else.
 func (d *destinations) within(ref string) error {
 	if host, ok := registryOf(ref); ok && !slices.Contains(d.hosts, host) {
-		return fmt.Errorf("image %s: this step must not speak to %s", ref, host)
+		return fmt.Errorf("this step must not speak to %s for the image %s", host, ref)
 	}
 	return nil
 }

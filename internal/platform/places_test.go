@@ -7,6 +7,9 @@ import (
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/kilnbuild/kiln/internal/archive"
+	"github.com/kilnbuild/kiln/internal/spec"
 )
 
 func TestOwn(t *testing.T) {
@@ -121,5 +124,29 @@ func TestStepsSpeakToWhatTheyName(t *testing.T) {
 	d.hosts = nil
 	if _, err := d.Image(t.Context(), "elsewhere.example/run"); err == nil {
 		t.Error("an image of a registry that no step names was opened")
+	}
+	// Nor are files of this host, but for the one that the user named.
+	layout := "oci:" + t.TempDir()
+	if err := (archive.Layout{Dir: strings.TrimPrefix(layout, "oci:")}).Write(t.Context(), "", emptyImage()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Image(t.Context(), layout); err == nil || !strings.Contains(err.Error(), "only --run-image names files") {
+		t.Errorf("a file that nobody named: %v", err)
+	}
+	d.file = layout
+	if _, err := d.Image(t.Context(), layout); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestBuilderNamesNoFiles(t *testing.T) {
+	for name, want := range map[string]bool{"builders.example/run": true, "kiln/run:bookworm": true, "oci:/etc": false, "docker-archive:x.tar": false} {
+		b := Builder{Name: "b"}
+		if err := b.setRunImages([]spec.RunImageEntry{{Image: "first.example/run"}, {Image: name}}); (err == nil) != want {
+			t.Errorf("%s: %v", name, err)
+		}
+		if b.RunImage != "first.example/run" && want {
+			t.Errorf("%s: the run image is %s", name, b.RunImage)
+		}
 	}
 }

@@ -44,7 +44,11 @@ type Builder struct {
 	// RunImage is the first run image of the builder. Its mirrors are left
 	// alone: the image ID must not depend on where an image is sent.
 	RunImage string
-	UID, GID int
+	// RunImages are all of them, for its image extensions to choose from.
+	RunImages []string
+	// Extensions tells whether its order has image extensions.
+	Extensions bool
+	UID, GID   int
 }
 
 // Plan turns a request into the steps that answer it. It is a pure function:
@@ -114,8 +118,14 @@ func registriesOf(req Request, b Builder) []string {
 			}
 		}
 	}
-	if run := cmp.Or(req.RunImage, b.RunImage); run != builtinRunImage {
-		add(run)
+	runs := []string{cmp.Or(req.RunImage, b.RunImage)}
+	if b.Extensions {
+		runs = append(runs, b.RunImages...)
+	}
+	for _, run := range runs {
+		if run != builtinRunImage {
+			add(run)
+		}
 	}
 	return hosts
 }

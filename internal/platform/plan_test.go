@@ -23,7 +23,9 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 // is a change of the seam.
 func TestPlanGolden(t *testing.T) {
 	own := Builder{Name: builtinBuilder, RunImage: builtinRunImage, UID: 1000, GID: 1000}
-	foreign := Builder{Name: "builders.example/all:1", RunImage: "builders.example/run:1", UID: 1001, GID: 1002}
+	foreign := Builder{Name: "builders.example/all:1", RunImage: "builders.example/run:1", RunImages: []string{"builders.example/run:1", "more.example/run:2"}, UID: 1001, GID: 1002}
+	extensible := foreign
+	extensible.Extensions = true
 	requests := []struct {
 		name    string
 		builder Builder
@@ -40,6 +42,7 @@ func TestPlanGolden(t *testing.T) {
 		{"to an archive, on a run image that is a file", foreign, Request{
 			Image: "hello", Path: "src", RunImage: "oci-archive:run.tar", Outputs: []Destination{{Kind: ToDockerArchive, Path: "x.tar"}},
 		}},
+		{"with a builder whose extensions may choose a run image", extensible, Request{Image: "hello", Path: "src"}},
 	}
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)

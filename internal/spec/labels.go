@@ -19,6 +19,7 @@ const (
 	BaseDistroVersionLabel = "io.buildpacks.base.distro.version"
 	BuilderMetadataLabel   = "io.buildpacks.builder.metadata"
 	BuildpackOrderLabel    = "io.buildpacks.buildpack.order"
+	OrderExtensionsLabel   = "io.buildpacks.buildpack.order-extensions"
 	BuildpackLayersLabel   = "io.buildpacks.buildpack.layers"
 	LifecycleVersionLabel  = "io.buildpacks.lifecycle.version"
 	LifecycleAPIsLabel     = "io.buildpacks.lifecycle.apis"
