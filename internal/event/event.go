@@ -64,7 +64,8 @@ type Output struct {
 	Text      string `json:"text"`
 }
 
-// BuildpackStarted comes before a buildpack's bin/build output.
+// BuildpackStarted comes before the output of a buildpack's executable, or of
+// an image extension's.
 type BuildpackStarted struct {
 	Buildpack string `json:"buildpack"` // id@version
 	Op        string `json:"op"`        // detect, generate, build

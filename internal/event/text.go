@@ -73,7 +73,7 @@ func (t *Text) Emit(e Event) {
 	case Message:
 		t.message(e)
 	case BuildpackStarted:
-		if e.Op == "build" {
+		if e.Op != "detect" { // many of these run at once
 			t.speak(e.Buildpack)
 		}
 	case BuildpackFinished:

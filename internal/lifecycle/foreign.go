@@ -9,6 +9,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/env"
 	"github.com/kilnbuild/kiln/internal/phase"
+	"github.com/kilnbuild/kiln/internal/sandbox"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
 
@@ -32,18 +33,57 @@ func (h Host) detect(ctx context.Context, in inputs, environ []string) error {
 	if err != nil {
 		return err
 	}
-	group, plan, err := phase.Detect(ctx, runner, in.dirs(), h.setting(in, analyzed, environ), order, h.Events)
+	if len(order.OrderExtensions) > 0 && spec.Has(in.api, spec.PlatformExtensions) && !spec.Has(in.api, spec.PlatformStableExtensions) {
+		if err := h.experimental(in, "image extensions"); err != nil {
+			return err
+		}
+	}
+	set := h.setting(in, analyzed, environ)
+	group, plan, err := phase.Detect(ctx, runner, in.dirs(), set, order, h.Events)
 	if err != nil {
 		return err
 	}
+	found := phase.Detected{Group: group, Plan: plan, Analyzed: analyzed}
 	if len(group.GroupExtensions) > 0 {
-		err := fmt.Errorf("image extension %s takes part, and kiln does not generate Dockerfiles yet", group.GroupExtensions[0])
-		return spec.Exit(spec.ExitGenerate, err)
+		if found, err = h.generate(ctx, runner, in, set, found); err != nil {
+			return err
+		}
 	}
-	if err := h.encode(in.group, group); err != nil {
+	if err := h.encode(in.group, found.Group); err != nil {
 		return err
 	}
-	return h.encode(in.plan, plan)
+	return h.encode(in.plan, found.Plan)
+}
+
+// generate lets the image extensions that take part write their Dockerfiles,
+// and analyzed.toml say what becomes of the base images.
+func (h Host) generate(ctx context.Context, runner sandbox.Runner, in inputs, set phase.Setting, found phase.Detected) (phase.Detected, error) {
+	if in.whole {
+		err := fmt.Errorf("image extension %s takes part, and the creator extends no images", found.Group.GroupExtensions[0])
+		return found, spec.Exit(spec.ExitDetect, spec.WithHint(err, "run the phases one by one, with the extender"))
+	}
+	known, err := h.runImages(in)
+	if err != nil {
+		return found, spec.Exit(spec.ExitGenerate, err)
+	}
+	if found, err = phase.Generate(ctx, runner, in.dirs(), set, found, known, h.Events); err != nil {
+		return found, err
+	}
+	return found, spec.Exit(spec.ExitGenerate, h.encode(in.analyzed, found.Analyzed))
+}
+
+// experimental holds a feature that may still change to what the platform says
+// of such (Platform API, "Experimental Features").
+func (h Host) experimental(in inputs, feature string) error {
+	switch in.experimental {
+	case "", "error":
+		err := fmt.Errorf("%s are experimental in platform API %s", feature, in.api)
+		return spec.Exit(spec.ExitGeneric, spec.WithHint(err, "CNB_EXPERIMENTAL_MODE=warn allows them"))
+	case "silent", "quiet":
+	default:
+		h.warn("%s are experimental in platform API %s and may change", feature, in.api)
+	}
+	return nil
 }
 
 // order reads order.toml, and puts the system buildpacks into every group.
@@ -111,7 +151,7 @@ func (in inputs) dirs() phase.Dirs {
 	}
 	return phase.Dirs{
 		App: string(in.app), Layers: string(in.layers), Platform: string(in.platform),
-		BuildConfig: string(in.buildConfig), Buildpacks: string(in.buildpacks), Extensions: string(in.extensions),
+		BuildConfig: string(in.buildConfig), Buildpacks: string(in.buildpacks), Extensions: string(in.extensions), Generated: string(in.generated),
 		Lifecycle: string(lifecycle),
 	}
 }

@@ -161,7 +161,7 @@ func (h Host) create(ctx context.Context, in inputs, environ []string) error {
 	if h.Places == nil {
 		h.Places = &Places{}
 	}
-	in.skipLayers = in.skipRestore
+	in.skipLayers, in.whole = in.skipRestore, true
 	for _, phase := range []string{analyzer, detector, restorer, builder, exporter} {
 		in.phase = phase
 		if phase == exporter {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -24,6 +25,7 @@ type world struct {
 	*testing.T
 	dir            string
 	host           Host
+	environ        []string // more of the environment; goes before the rest
 	stdout, stderr bytes.Buffer
 }
 
@@ -89,11 +91,11 @@ func (w *world) runAs(api, phase string, args ...string) int {
 	w.Helper()
 	w.stdout.Reset()
 	w.stderr.Reset()
-	return Run(context.Background(), phase, args, []string{
-		"CNB_PLATFORM_API=" + api, "PATH=/usr/bin:/bin", "CNB_LAYERS_DIR=" + w.path("layers"), "CNB_APP_DIR=" + w.path("workspace"),
-		"CNB_PLATFORM_DIR=" + w.path("platform"), "CNB_BUILD_CONFIG_DIR=" + w.path("build-config"),
-		"CNB_BUILDPACKS_DIR=" + w.path("buildpacks"), "CNB_ORDER_PATH=" + w.path("order.toml"),
-	}, w.host)
+	return Run(context.Background(), phase, args, append(slices.Clone(w.environ),
+		"CNB_PLATFORM_API="+api, "PATH=/usr/bin:/bin", "CNB_LAYERS_DIR="+w.path("layers"), "CNB_APP_DIR="+w.path("workspace"),
+		"CNB_PLATFORM_DIR="+w.path("platform"), "CNB_BUILD_CONFIG_DIR="+w.path("build-config"),
+		"CNB_BUILDPACKS_DIR="+w.path("buildpacks"), "CNB_ORDER_PATH="+w.path("order.toml"),
+	), w.host)
 }
 
 func (w *world) want(code, got int) {
@@ -281,18 +283,6 @@ func TestBeforeAnything(t *testing.T) {
 	w.want(0, w.run(detector, "-help"))
 	if !strings.Contains(w.stdout.String(), "usage: detector") {
 		t.Error(w.stdout.String())
-	}
-}
-
-func TestExtensionsAreNotIgnored(t *testing.T) {
-	w := newWorld(t)
-	w.write("workspace/go", "")
-	w.write("extensions/ext/1.0.0/extension.toml", "api = '0.12'\n[extension]\nid = 'ext'\nversion = '1.0.0'\n")
-	w.write("extensions/ext/1.0.0/bin/detect", "#!/bin/sh\n")
-	w.write("order.toml", w.read("order.toml")+"[[order-extensions]]\n[[order-extensions.group]]\nid='ext'\nversion='1.0.0'\n")
-	w.want(spec.ExitGenerate, w.run(detector, "-extensions", w.path("extensions")))
-	if !strings.Contains(w.stderr.String(), "ext@1.0.0") {
-		t.Error(w.stderr.String())
 	}
 }
 

@@ -45,6 +45,8 @@ type inputs struct {
 
 	daemon, force, layout, noColor, parallel, skipLayers, skipRestore bool
 
+	whole bool // the creator is at work: every phase in one process
+
 	uid, gid int // -1 where not given
 
 	insecure, tags []string

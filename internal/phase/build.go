@@ -222,6 +222,6 @@ func (p *openPlan) meet(bp buildpack.Buildpack, unmet []string) {
 func providedBy(entry spec.PlanEntry, bp buildpack.Buildpack) bool {
 	info := bp.Info()
 	return len(entry.Requires) > 0 && slices.ContainsFunc(entry.Providers, func(p spec.PlanProvider) bool {
-		return !p.Extension && p.ID == info.ID && p.Version == info.Version
+		return p.Extension == bp.Extension && p.ID == info.ID && p.Version == info.Version
 	})
 }

@@ -48,12 +48,12 @@ func Detect(ctx context.Context, r sandbox.Runner, dirs Dirs, set Setting, order
 }
 
 func detect(ctx context.Context, r sandbox.Runner, dirs Dirs, set Setting, order spec.Order, sink event.Sink) (spec.Group, spec.Plan, error) {
+	if !spec.Has(set.PlatformAPI, spec.PlatformExtensions) {
+		order.OrderExtensions = nil
+	}
 	c := newCatalog(dirs.roots())
 	if err := c.check(order); err != nil {
 		return spec.Group{}, spec.Plan{}, err
-	}
-	if !spec.Has(set.PlatformAPI, spec.PlatformExtensions) {
-		order.OrderExtensions = nil
 	}
 	d := &detector{inputs: set.inputs(dirs), set: set, sink: sink, done: map[string]buildpack.Detection{}}
 	x := expansion{catalog: c, execEnv: set.execEnv(), try: func(g []member) (bool, error) { return d.try(ctx, r, g) }}

@@ -42,7 +42,10 @@ func (c *catalog) find(e spec.GroupElement) (buildpack.Buildpack, error) {
 		return b, err
 	}
 	if err := spec.SupportedBuildpack(b.API()); err != nil {
-		return b, fmt.Errorf("buildpack %s: %w", b, err)
+		return b, fmt.Errorf("%s: %w", key, err)
+	}
+	if b.Extension && !spec.Has(b.API(), spec.BuildpackExtensions) {
+		return b, spec.Exit(spec.ExitBuildpackAPI, fmt.Errorf("%s: buildpack API %s has no image extensions", key, b.API()))
 	}
 	c.found[key] = b
 	return b, nil

@@ -16,6 +16,7 @@ type Dirs struct {
 	BuildConfig string // <build-config>: the operator's variables in env/
 	Buildpacks  string // <buildpacks>/<escaped id>/<version>
 	Extensions  string // <extensions>/<escaped id>/<version>
+	Generated   string // <generated>: what image extensions leave
 	// Lifecycle is where the lifecycle and the SBOMs of its own are, "" for nowhere.
 	Lifecycle string
 }

@@ -181,12 +181,20 @@ type Analyzed struct {
 	PreviousImage *ImageReference   `toml:"image,omitempty"`
 	Metadata      LifecycleMetadata `toml:"metadata,omitempty"`
 	RunImage      *RunImage         `toml:"run-image,omitempty"`
-	BuildImage    *ImageReference   `toml:"build-image,omitempty"`
+	BuildImage    *BuildImage       `toml:"build-image,omitempty"`
 }
 
 // ImageReference is a digest reference, an image ID, or a layout path@digest.
 type ImageReference struct {
 	Reference string `toml:"reference"`
+}
+
+// BuildImage is what is known of the build image where extensions take part:
+// the restorer fills in its digest reference, the detector says whether it is
+// to be extended (Platform API 0.13).
+type BuildImage struct {
+	Reference string `toml:"reference,omitempty"`
+	Extend    bool   `toml:"extend"`
 }
 
 // RunImage is what is known of the run image.

@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/kilnbuild/kiln/test/conform"
 )
 
 // readers runs every Read function, so that one table can hold cases of all.
@@ -30,6 +32,10 @@ var readers = map[string]func(b []byte, name string) (any, error){
 	"buildpack.toml":        func(b []byte, n string) (any, error) { return ReadBuildpack(b, n) },
 	"extension.toml":        func(b []byte, n string) (any, error) { return ReadExtension(b, n) },
 	"project.toml":          func(b []byte, n string) (any, error) { return ReadProject(b, n) },
+	"extend-config.toml": func(b []byte, n string) (any, error) {
+		c, _, err := ReadExtendConfig(b, n)
+		return c, err
+	},
 }
 
 func TestReadErrors(t *testing.T) {
@@ -63,6 +69,15 @@ func TestReadErrors(t *testing.T) {
 		{"detect.toml", "[[requires]]\nname=\"a\"\nversion=\"1\"\n", "detect.toml:3:1: requires[0].version: is not allowed here; put it into [requires.metadata]"},
 		{"detect.toml", "[[or]]\n[[or.requires]]\nname=\"a\"\nversion=\"1\"\n", "detect.toml:4:1: or[0].requires[0].version: is not allowed here; put it into [requires.metadata]"},
 		{"detect.toml", "[[provides]]\n", "detect.toml:1:3: provides[0].name: must not be empty"},
+		// Arguments of extensions.
+		{"extend-config.toml", "[[build.args]]\nname=\"a\"\n", "extend-config.toml:1:9: build.args[0].value: must be set"},
+		{"extend-config.toml", "[[run.args]]\nname=\"a\"\nvalue=\"\"\n[[run.args]]\nvalue=\"b\"\n", "extend-config.toml:4:7: run.args[1].name: must be set"},
+		{"extend-config.toml", "[[run.args]]\nname=\"user_id\"\nvalue=\"0\"\n", `extend-config.toml:2:1: run.args[0].name: "user_id" cannot be set here: the lifecycle gives it a value`},
+		{"extend-config.toml", "[[build.args]]\nname=\"a\"\nvalue=1\n", "extend-config.toml:3:1: build.args[0].value: must be a string, not an integer"},
+		{"extend-config.toml", "[build]\nargs=\"a\"\n", "extend-config.toml:2:1: build.args: must be a list of tables, not a string"},
+		{"extend-config.toml", "[[build.args]]\nname=\"a=b\"\nvalue=\"1\"\n", `extend-config.toml:2:1: build.args[0].name: "a=b" is no name of a build argument`},
+		{"extend-config.toml", "[[build.args]]\nname=\"a\"\nvalue=\"\\u0000\"\n", "extend-config.toml:3:1: build.args[0].value: cannot have a NUL character"},
+
 		{"build.toml", "[[unmet]]\nname=\"\"\n", "build.toml:2:1: unmet[0].name: must not be empty"},
 
 		// Layers.
@@ -201,6 +216,7 @@ n = 3
 func TestReadAnalyzed(t *testing.T) {
 	want := Analyzed{
 		PreviousImage: &ImageReference{"x@sha256:1"},
+		BuildImage:    &BuildImage{Reference: "b@sha256:3", Extend: true},
 		Metadata: LifecycleMetadata{
 			App: []LayerSHA{{"sha256:a"}}, SBOM: &LayerSHA{"sha256:b"},
 			Buildpacks: []BuildpackLayers{{Key: "a/b", Version: "1", Layers: map[string]LayerMetadata{
@@ -227,6 +243,42 @@ func TestReadAnalyzed(t *testing.T) {
 	want = Analyzed{RunImage: &RunImage{Reference: "r", Extend: true, Target: &Target{OS: "linux", Arch: "arm", Variant: "v7"}}}
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Error(err, diff)
+	}
+}
+
+func TestReadExtendConfig(t *testing.T) {
+	conform.Covers(t, 74)
+	got, unused, err := ReadExtendConfig([]byte(`
+[[build.args]]
+name = "a"
+value = "1"
+[[run.args]]
+name = "a"
+value = "2"
+valeu = "3"
+[[run.args]]
+name = "a"
+value = ""
+[[rum.args]]
+name = "b"
+`), "extend-config.toml")
+	want := ExtendConfig{Build: ExtendArgs{[]ExtendArg{{"a", "1"}}}, Run: ExtendArgs{[]ExtendArg{{"a", "2"}, {"a", ""}}}}
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Error(err, diff)
+	}
+	if diff := cmp.Diff([]string{"extend-config.toml:12:3: rum: is not used", "extend-config.toml:8:1: run.args[0].valeu: is not used"}, unused); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(map[string]string{"a": ""}, got.Run.Map()); diff != "" {
+		t.Error(diff)
+	}
+	for _, name := range []string{"base_image", "build_id", "user_id", "group_id"} {
+		if _, _, err := ReadExtendConfig([]byte("[[run.args]]\nname='"+name+"'\nvalue='x'\n"), "extend-config.toml"); err == nil {
+			t.Errorf("%s was accepted", name)
+		}
+	}
+	if _, unused, err := ReadExtendConfig([]byte(strings.Repeat("[[run.arg]]\n", 100)+"[a]\n[b]\n[c]\n[d]\n[e]\n[f]\n[g]\n[h]\n[i]\n[j]\n[k]\n"), "extend-config.toml"); err != nil || len(unused) != maxUnused {
+		t.Errorf("%d unused keys are told, error %v", len(unused), err)
 	}
 }
 

@@ -435,6 +435,7 @@ func FuzzRead(f *testing.F) {
 		"api='0.10'\n[buildpack]\nid='a'\nversion='1.0.0'\nexec-env=['test']\n[[targets]]\narch-variant='v7'\n",
 		"[run-image]\nreference='r'\n[run-image.target]\nos='linux'\n[metadata]\napp=[{sha='x'}]\n",
 		"[_]\nschema-version='0.2'\n[[io.buildpacks.group]]\nid='a'\n", "[build]\ninclude=['a']\n",
+		"[[build.args]]\nname='a'\nvalue='b'\n[[run.args]]\nname='c'\nvalue=''\nx=1\n", "[build-image]\nreference='r'\nextend=true\n",
 		"a=[[[[[[1]]]]]]", "\"\" = 1\n", "x = \"\\u0000\"", "command = 1", "[[processes]]\ncommand=1\n[[processes.command]]\n", "\xff",
 	} {
 		f.Add(seed)
@@ -451,7 +452,7 @@ func FuzzRead(f *testing.F) {
 				}
 				continue
 			}
-			if strings.HasPrefix(name, "launch") || name == "project.toml" || name == "stack.toml" || name == "buildpack.toml" || name == "extension.toml" || name == "detect.toml" {
+			if strings.HasPrefix(name, "launch") || name == "project.toml" || name == "stack.toml" || name == "buildpack.toml" || name == "extension.toml" || name == "detect.toml" || name == "extend-config.toml" {
 				continue // not of a form that kiln writes
 			}
 			b, err := Marshal(v)

@@ -43,6 +43,7 @@ const (
 	PlatformInsecureRegistry                   // -insecure-registry
 	PlatformParallelExport                     // exporter -parallel
 	PlatformGeneratedByID                      // <generated>/<extension>/<kind>.Dockerfile and contexts
+	PlatformBuildImageExtend                   // build-image.extend in analyzed.toml
 	PlatformKeepCacheImage                     // the previous cache image is not deleted
 	PlatformRestoreRunImage                    // restorer resolves the run image to a digest; -run
 	PlatformRestoreWithoutImage                // launch+cache layers come back even if the app image lacks them
@@ -84,6 +85,7 @@ var features = map[Feature]span{
 	PlatformInsecureRegistry:    {since: "0.13"},
 	PlatformParallelExport:      {since: "0.13"},
 	PlatformGeneratedByID:       {since: "0.13"},
+	PlatformBuildImageExtend:    {since: "0.13"},
 	PlatformKeepCacheImage:      {since: "0.13"},
 	PlatformRestoreRunImage:     {since: "0.14"},
 	PlatformRestoreWithoutImage: {since: "0.14"},
