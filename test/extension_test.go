@@ -1,0 +1,122 @@
+package test
+
+import (
+	"bytes"
+	"io"
+	"io/fs"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/kilnbuild/kiln/internal/archive"
+	"github.com/kilnbuild/kiln/internal/event"
+	"github.com/kilnbuild/kiln/internal/image"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/spec"
+)
+
+// with writes an OCI layout with the builder and more files in it, which can be
+// executed. Directories are made as they are needed.
+func with(t *testing.T, builder string, files map[string]string) string {
+	t.Helper()
+	dir, ref, _ := strings.Cut(strings.TrimPrefix(builder, "oci:"), ":")
+	img, err := archive.Layout{Dir: dir}.Image(t.Context(), ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []layer.File
+	made := map[string]bool{"/": true}
+	var parents func(dir string)
+	parents = func(dir string) {
+		if !made[dir] {
+			made[dir] = true
+			parents(path.Dir(dir))
+			list = append(list, layer.File{Path: dir, Mode: fs.ModeDir | 0o755})
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		parents(path.Dir(name))
+		list = append(list, layer.File{Path: name, Mode: 0o755, Body: []byte(files[name])})
+	}
+	var tar bytes.Buffer
+	if err := layer.WriteFiles(&tar, list); err != nil {
+		t.Fatal(err)
+	}
+	diffID, size, err := v1.SHA256(bytes.NewReader(tar.Bytes()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := image.NewLayer(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(tar.Bytes())), nil }, diffID, size)
+	img, err = image.Append(img, []image.Addition{{Layer: l}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := (archive.Layout{Dir: dir}).Write(t.Context(), ref+"-more", img); err != nil {
+		t.Fatal(err)
+	}
+	return "oci:" + dir + ":" + ref + "-more"
+}
+
+// extended is a builder with one buildpack and an extension that generates this.
+func extended(t *testing.T, builder, generate string) string {
+	return with(t, builder, map[string]string{
+		"/cnb/order.toml":                        "[[order]]\n[[order.group]]\nid = 'b'\nversion = '1'\n[[order-extensions]]\n[[order-extensions.group]]\nid = 'e'\nversion = '1'\n",
+		"/cnb/buildpacks/b/1/buildpack.toml":     "api = '0.12'\n[buildpack]\nid = 'b'\nversion = '1'\n",
+		"/cnb/buildpacks/b/1/bin/detect":         "#!/bin/sh\n",
+		"/cnb/buildpacks/b/1/bin/build":          "#!/bin/sh\n",
+		"/cnb/extensions/e/1/extension.toml":     "api = '0.12'\n[extension]\nid = 'e'\nversion = '1'\n",
+		"/cnb/extensions/e/1/bin/generate":       "#!/bin/sh\nset -e\n" + generate,
+		"/cnb/extensions/e/1/generate/README.md": "not looked at, for there is bin/generate",
+	})
+}
+
+// TestExtensionChoosesRunImage builds with a builder whose extension puts
+// another run image in the place of the builder's, and with extensions that ask
+// for what cannot be.
+func TestExtensionChoosesRunImage(t *testing.T) {
+	builder, run := tiny(t)
+	source := app(t, map[string]string{"f": "x"})
+	name := "chosen-run"
+	args := []string{"build", name, "--path", source, "--run-image", run}
+
+	const chooses = "echo choosing; printf 'FROM kiln/run:bookworm\\n' > $CNB_OUTPUT_DIR/run.Dockerfile\n"
+	out := must(t, append(args, "--builder", extended(t, builder, chooses))...)
+	if !strings.Contains(out, "e@1\n    choosing\n") || !strings.Contains(out, "run image kiln/run:bookworm, chosen by e@1") {
+		t.Errorf("it is not told:\n%s", out)
+	}
+	r := kiln(t, append(args, "--json", "--builder", extended(t, builder, chooses))...)
+	var ops []string
+	if err := event.Decode(strings.NewReader(r.out), event.Func(func(e event.Event) {
+		if e, ok := e.(event.BuildpackStarted); ok {
+			ops = append(ops, e.Op+" "+e.Buildpack)
+		}
+	})); err != nil || !slices.Contains(ops, "generate e@1") {
+		t.Errorf("events %v, error %v", ops, err)
+	}
+	info := must(t, "inspect", name, "--json")
+	if !strings.Contains(info, `"image": "kiln/run:bookworm"`) && !strings.Contains(info, `"image":"kiln/run:bookworm"`) {
+		t.Errorf("the image does not stand on the chosen one:\n%s", info)
+	}
+
+	for _, tt := range []struct {
+		generate, want string
+		code           int
+	}{
+		{"echo 'ERROR: no such thing'; exit 3", "bin/generate exited with 3: no such thing", spec.ExitExtension},
+		{"printf 'FROM a\\nFROM b\\n' > $CNB_OUTPUT_DIR/run.Dockerfile", "run.Dockerfile of e@1:2: a second FROM", spec.ExitGenerate},
+		{"printf 'FROM nowhere.example/run\\n' > $CNB_OUTPUT_DIR/run.Dockerfile", "must not speak to nowhere.example", 4},
+		{"printf 'ARG base_image\\nFROM ${base_image}\\nRUN true\\n' > $CNB_OUTPUT_DIR/build.Dockerfile", "an image extension of the builder extends the build image", spec.ExitExtend},
+		{"printf 'ARG base_image\\nFROM ${base_image}\\nRUN true\\n' > $CNB_OUTPUT_DIR/run.Dockerfile", "an image extension of the builder extends the run image", spec.ExitExtend},
+		// What foreign code writes to analyzed.toml opens no file of this host.
+		{"printf 'FROM oci:x\\n' > $CNB_OUTPUT_DIR/run.Dockerfile", "only --run-image names files", spec.ExitRestore},
+	} {
+		r := kiln(t, append(args, "--builder", extended(t, builder, tt.generate+"\n"))...)
+		if r.code != tt.code || !strings.Contains(r.err, tt.want) {
+			t.Errorf("%s: exit code %d, want %d and %q\n%s%s", tt.generate, r.code, tt.code, tt.want, r.out, r.err)
+		}
+	}
+}
