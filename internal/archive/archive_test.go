@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
@@ -553,4 +554,59 @@ func FuzzSources(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A sparse layout has what can be known without a layer.
+func TestWriteSparse(t *testing.T) {
+	img := imagetest.Random(t, 3)
+	dir := filepath.Join(t.TempDir(), "deep/sparse")
+	layout := Layout{Dir: dir}
+	for range 2 {
+		if err := layout.WriteSparse(t.Context(), unreadableLayers{img}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := layout.Image(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, f := range map[string]func(v1.Image) (string, error){
+		"manifest": func(i v1.Image) (string, error) { b, err := i.RawManifest(); return string(b), err },
+		"config":   func(i v1.Image) (string, error) { b, err := i.RawConfigFile(); return string(b), err },
+	} {
+		a, errA := f(img)
+		b, errB := f(got)
+		if a != b || errA != nil || errB != nil {
+			t.Errorf("%s: %q %v, want %q %v", what, b, errB, a, errA)
+		}
+	}
+	layers, err := got.Layers()
+	if err != nil || len(layers) != 3 {
+		t.Fatalf("%d layers, %v", len(layers), err)
+	}
+	for _, l := range layers {
+		if rc, err := l.Compressed(); err == nil {
+			rc.Close()
+			t.Error("a layer can be read")
+		}
+	}
+	// A whole image of the same directory takes its place, and the other way.
+	if err := layout.Write(t.Context(), "", img); err != nil {
+		t.Fatal(err)
+	}
+	if err := layout.WriteSparse(t.Context(), img); err != nil {
+		t.Fatal(err)
+	}
+	blobs, err := os.ReadDir(filepath.Join(dir, "blobs/sha256"))
+	if err != nil || len(blobs) != 2 {
+		t.Errorf("%d blobs are left, %v", len(blobs), err)
+	}
+}
+
+type unreadableLayers struct{ v1.Image }
+
+func (unreadableLayers) Layers() ([]v1.Layer, error) { return nil, errors.New("a layer was asked for") }
+
+func (unreadableLayers) LayerByDigest(v1.Hash) (v1.Layer, error) {
+	return nil, errors.New("a layer was asked for")
 }

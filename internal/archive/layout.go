@@ -63,12 +63,24 @@ func (l Layout) Write(ctx context.Context, ref string, img v1.Image) error {
 	return nil
 }
 
+// WriteSparse makes the layout hold nothing but img's manifest and config: who
+// reads it has the layers from elsewhere, or takes them for those of a base
+// that is there already. No layer is read.
+func (l Layout) WriteSparse(ctx context.Context, img v1.Image) error {
+	if err := l.write(ctx, img, content{alone: true, sparse: true}); err != nil {
+		return fmt.Errorf("write manifest and config to OCI layout %s: %w", l.Dir, err)
+	}
+	return nil
+}
+
 // content is what becomes of a layout that an image is written to.
 type content struct {
 	name string // of the image
 	// alone makes it the only image: others go, and so do their blobs. Its own
 	// may be missing where it was read from, and are missing here then.
 	alone bool
+	// sparse leaves out the layers.
+	sparse bool
 }
 
 func (l Layout) write(ctx context.Context, img v1.Image, c content) error {
@@ -121,7 +133,7 @@ func (l Layout) extend(ctx context.Context, img v1.Image, c content, lock func(c
 	} else if err := l.check(); err != nil {
 		return err
 	}
-	manifest, blobs, err := items(img)
+	manifest, blobs, err := items(img, c.sparse)
 	if err != nil {
 		return err
 	}

@@ -302,8 +302,9 @@ func (it item) copyTo(ctx context.Context, w io.Writer) error {
 	return nil
 }
 
-// items takes img apart: its manifest, its config, and each layer once.
-func items(img v1.Image) (manifest v1.Descriptor, blobs []item, err error) {
+// items takes img apart: its manifest, its config, and unless sparse each layer
+// once.
+func items(img v1.Image, sparse bool) (manifest v1.Descriptor, blobs []item, err error) {
 	raw, err := img.RawManifest()
 	if err != nil {
 		return manifest, nil, fmt.Errorf("read manifest: %w", err)
@@ -322,6 +323,9 @@ func items(img v1.Image) (manifest v1.Descriptor, blobs []item, err error) {
 	}
 	manifest = v1.Descriptor{MediaType: mt, Size: int64(len(raw)), Digest: hashOf(raw)}
 	blobs = []item{bytesItem(manifest, raw), bytesItem(m.Config, config)}
+	if sparse {
+		return manifest, blobs, nil
+	}
 	seen := map[v1.Hash]bool{m.Config.Digest: true}
 	for _, d := range m.Layers {
 		if seen[d.Digest] || !d.MediaType.IsDistributable() {

@@ -32,6 +32,9 @@ func (h Host) places(in inputs) (*Places, error) {
 		p = &Places{}
 	}
 	if p.Source != nil && p.Target != nil {
+		if p.Bases == nil {
+			p.Bases = p.Source
+		}
 		return p, nil
 	}
 	r, err := registry.New(registry.Options{Auth: in.registryAuth, Insecure: in.insecure, Events: h.Events})
@@ -43,6 +46,9 @@ func (h Host) places(in inputs) (*Places, error) {
 	}
 	if p.Target == nil {
 		p.Target = r
+	}
+	if p.Bases == nil {
+		p.Bases = r
 	}
 	return p, nil
 }
@@ -125,9 +131,6 @@ func (h Host) runImages(in inputs) (spec.RunTOML, error) {
 
 // restore is the restorer.
 func (h Host) restore(ctx context.Context, in inputs) error {
-	if in.buildImage != "" {
-		return errors.New("-build-image: kiln does not extend images yet")
-	}
 	p, err := h.places(in)
 	if err != nil {
 		return err
@@ -144,8 +147,12 @@ func (h Host) restore(ctx context.Context, in inputs) error {
 	if err != nil {
 		return err
 	}
-	refreshed, err := phase.RefreshRunImage(ctx, p.Source, analyzed, run, phase.AnalyzeSetting{PlatformAPI: in.api, ExecEnv: in.execEnv})
+	base := phase.AnalyzeSetting{PlatformAPI: in.api, ExecEnv: in.execEnv}
+	refreshed, err := phase.RefreshRunImage(ctx, p.Source, analyzed, run, base)
 	if err != nil {
+		return err
+	}
+	if refreshed, err = h.saveBases(ctx, in, p, refreshed, base); err != nil {
 		return err
 	}
 	layers, err := h.tree(in.layers)
@@ -171,6 +178,28 @@ func (h Host) restore(ctx context.Context, in inputs) error {
 		return err
 	}
 	return h.give(in)
+}
+
+// kanikoDir is what restorer and extender share, by order of the specification.
+const kanikoDir path = "/kaniko"
+
+// saveBases saves what the extender needs of the images that are to be extended.
+func (h Host) saveBases(ctx context.Context, in inputs, p *Places, a spec.Analyzed, set phase.AnalyzeSetting) (spec.Analyzed, error) {
+	extends := a.RunImage != nil && a.RunImage.Extend
+	if in.buildImage == "" && !extends {
+		return a, nil
+	}
+	if extends && in.layout {
+		return a, errors.New("-layout: a run image in a layout cannot be extended; export to a registry")
+	}
+	if _, _, mapped := h.find(kanikoDir); h.Dirs != nil && !mapped {
+		return a, fmt.Errorf("this host has no place for %s", kanikoDir)
+	}
+	kaniko, err := h.stack(kanikoDir)
+	if err != nil {
+		return a, err
+	}
+	return phase.SaveBases(ctx, p.Bases, filepath.Join(kaniko.Upper, "cache"), a, in.buildImage, set)
 }
 
 // tree is a directory of the build for the phases that read it file by file.

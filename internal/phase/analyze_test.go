@@ -280,7 +280,10 @@ func TestRefreshRunImage(t *testing.T) {
 		fails  bool
 	}{
 		"cleared by an extension": {testAPI, spec.RunImage{Image: "run", Reference: "run"}, "", target, false},
-		"old platform":            {"0.13", spec.RunImage{Image: "run", Reference: "run"}, "", nil, false},
+		"cleared, since 0.12":     {"0.12", spec.RunImage{Image: "run", Reference: "run"}, "", target, false},
+		"old platform":            {"0.11", spec.RunImage{Image: "run", Reference: "run"}, "", nil, false},
+		"to be extended":          {testAPI, spec.RunImage{Image: "run", Reference: "run", Extend: true}, "", nil, false},
+		"unreadable before 0.14":  {"0.13", spec.RunImage{Image: "run", Reference: "run", Target: target}, "read run", target, false},
 		"as it was":               {testAPI, spec.RunImage{Image: "none", Reference: "none@x", Target: target}, "", target, false},
 		"listed but unreadable":   {testAPI, spec.RunImage{Image: "run", Reference: "run", Target: target}, "read run", nil, true},
 		"gone":                    {testAPI, spec.RunImage{Image: "gone", Reference: "gone"}, "", nil, true},

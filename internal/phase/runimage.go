@@ -1,14 +1,17 @@
 package phase
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/kilnbuild/kiln/internal/archive"
 	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
@@ -103,32 +106,93 @@ func targetOfConfig(cf *v1.ConfigFile) (spec.Target, error) {
 	return t, nil
 }
 
-// RefreshRunImage makes the reference of the run image in a a digest reference
-// again and fills in a target that an extension cleared (Platform API 0.14,
-// "restorer"). A run image that run.toml lists must be readable.
+// RefreshRunImage fills in what an extension cleared that chose another run
+// image: its digest reference and its target (Platform API 0.12, "restorer").
+// From 0.14 on, a run image that run.toml lists must be readable. One that is to
+// be extended is left to SaveBases. Errors carry spec.ExitRestore.
 func RefreshRunImage(ctx context.Context, source image.Source, a spec.Analyzed, run spec.RunTOML, set AnalyzeSetting) (spec.Analyzed, error) {
-	if a.RunImage == nil || !spec.Has(set.PlatformAPI, spec.PlatformRestoreRunImage) {
+	if a.RunImage == nil || !spec.Has(set.PlatformAPI, spec.PlatformRunImageExtension) {
 		return a, nil
 	}
-	ref := a.RunImage.Image
-	if ref == "" {
-		ref = a.RunImage.Reference
-	}
-	if checker, ok := source.(image.AccessChecker); ok && entryOf(run, ref) != nil {
+	ref := nameOf(*a.RunImage)
+	checker, ok := source.(image.AccessChecker)
+	if ok && spec.Has(set.PlatformAPI, spec.PlatformRestoreRunImage) && entryOf(run, ref) != nil {
 		if err := checker.CheckRead(ctx, ref); err != nil {
 			return a, spec.Exit(spec.ExitRestore, fmt.Errorf("run image %s: %w", ref, err))
 		}
 	}
-	if a.RunImage.Target != nil && a.RunImage.Target.OS != "" && !a.RunImage.Extend {
+	if hasTarget(*a.RunImage) || a.RunImage.Extend {
 		return a, nil
 	}
 	opened, _, err := openRunImage(ctx, source, ref)
 	if err != nil {
 		return a, spec.Exit(spec.ExitRestore, err)
 	}
-	opened.Image, opened.Extend = a.RunImage.Image, a.RunImage.Extend
+	opened.Image = a.RunImage.Image
 	a.RunImage = opened
 	return a, nil
+}
+
+func hasTarget(r spec.RunImage) bool { return r.Target != nil && r.Target.OS != "" }
+
+// nameOf is what a run image is called, as far as that is known.
+func nameOf(r spec.RunImage) string { return cmp.Or(r.Image, r.Reference) }
+
+// SaveBases saves, for the extender, the manifest and config of the images that
+// it is to extend: buildImage, unless it is "", and the run image if a says so.
+// They go to cache, <kaniko>/cache, as OCI layouts base/<digest> without layers
+// (Platform API, "restorer"). source is registries, whatever the build's other
+// images are in. The result has their digest references, by which the extender
+// finds them, and the run image's target. Errors carry spec.ExitRestore.
+func SaveBases(ctx context.Context, source image.Source, cache string, a spec.Analyzed, buildImage string, set AnalyzeSetting) (spec.Analyzed, error) {
+	a, err := saveBases(ctx, source, cache, a, buildImage, set)
+	return a, spec.Exit(spec.ExitRestore, err)
+}
+
+func saveBases(ctx context.Context, source image.Source, cache string, a spec.Analyzed, buildImage string, set AnalyzeSetting) (spec.Analyzed, error) {
+	if buildImage != "" {
+		img, err := source.Image(ctx, buildImage)
+		if err != nil {
+			return a, fmt.Errorf("build image %s: %w", buildImage, err)
+		}
+		build := spec.BuildImage{}
+		if a.BuildImage != nil {
+			build = *a.BuildImage
+		}
+		if build.Reference, err = saveBase(ctx, source, cache, buildImage, img); err != nil {
+			return a, fmt.Errorf("build image %s: %w", buildImage, err)
+		}
+		a.BuildImage = &build
+	}
+	if a.RunImage == nil || !a.RunImage.Extend || !spec.Has(set.PlatformAPI, spec.PlatformRunImageExtension) {
+		return a, nil
+	}
+	ref := a.RunImage.Reference // what the analyzer has seen, even if the name means another image by now
+	if !strings.Contains(ref, "@") {
+		ref = nameOf(*a.RunImage)
+	}
+	opened, img, err := openRunImage(ctx, source, ref)
+	if err != nil {
+		return a, err
+	}
+	if _, err := saveBase(ctx, source, cache, ref, img); err != nil {
+		return a, fmt.Errorf("run image %s: %w", ref, err)
+	}
+	opened.Image, opened.Extend = a.RunImage.Image, true
+	a.RunImage = opened
+	return a, nil
+}
+
+// saveBase saves one image and returns its digest reference.
+func saveBase(ctx context.Context, source image.Source, cache, ref string, img v1.Image) (string, error) {
+	digest, err := img.Digest()
+	if err != nil {
+		return "", err
+	}
+	if err := (archive.Layout{Dir: filepath.Join(cache, "base", digest.String())}).WriteSparse(ctx, img); err != nil {
+		return "", err
+	}
+	return referenceOf(source, img, ref)
 }
 
 // entryOf finds the entry of run.toml that has ref as image or mirror.
