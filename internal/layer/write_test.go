@@ -10,14 +10,18 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
+
+	"github.com/kilnbuild/kiln/test/conform"
 )
 
 // referenceTar says 5.3 again in the plainest way: filepath.Walk, one header
@@ -122,6 +126,7 @@ func writeTree(t testing.TB, s Stack, rel, at string) []byte {
 }
 
 func TestWriteTreeEqualsReference(t *testing.T) {
+	conform.Covers(t, 129, 130)
 	dir := scratch(t)
 	weirdTree(t, dir)
 	want := referenceTar(t, dir, "/layers/bp/l", someParents, someOwner)
@@ -160,6 +165,7 @@ func listTar(t testing.TB, data []byte) []string {
 // TestWriteTreeGolden pins the bytes: they decide the identity of every layer
 // that exists. A change here makes every cached layer of every user stale.
 func TestWriteTreeGolden(t *testing.T) {
+	conform.Covers(t, 129, 130)
 	dir := scratch(t)
 	mkdirs(t, dir, "bin", "lib/deep")
 	for name, body := range map[string]string{"bin/tool": "#!/bin/sh\n", "lib/deep/data": strings.Repeat("0123456789", 100), "lib.conf": ""} {
@@ -429,6 +435,7 @@ func withoutWhiteouts(s string) string {
 }
 
 func TestWriteSlice(t *testing.T) {
+	conform.Covers(t, 135)
 	dir := scratch(t)
 	mkdirs(t, dir, "a/deep", "a-b")
 	for _, name := range []string{"a/deep/f", "a/g", "a-b/h", "top"} {
@@ -470,7 +477,89 @@ func TestWriteSlice(t *testing.T) {
 	}
 }
 
+// referenceSlice says 5.3 of slices in the plainest way: the named paths and the
+// directories above them, one header each, sorted by the whole path as a string.
+func referenceSlice(t testing.TB, dir, at string, paths []string, parents []Parent, owner Owner) []byte {
+	t.Helper()
+	entries := map[string]bool{}
+	for _, rel := range paths {
+		for ; rel != "."; rel = filepath.Dir(rel) {
+			entries[at+"/"+rel] = true
+		}
+		entries[at] = true
+	}
+	var b bytes.Buffer
+	tw := tar.NewWriter(&b)
+	write := func(hdr *tar.Header, body []byte) {
+		t.Helper()
+		if err := tw.WriteHeader(hdr); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tw.Write(body); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(entries) > 0 {
+		for _, p := range parents {
+			write(&tar.Header{Typeflag: tar.TypeDir, Name: p.Path, Mode: int64(p.Mode.Perm()), ModTime: ModTime, Uid: p.Owner.UID, Gid: p.Owner.GID}, nil)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(entries)) {
+		path := dir + strings.TrimPrefix(name, at)
+		fi, err := os.Lstat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		hdr := &tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: int64(fi.Mode().Perm()), ModTime: ModTime, Uid: owner.UID, Gid: owner.GID}
+		var body []byte
+		switch {
+		case fi.Mode()&fs.ModeSymlink != 0:
+			hdr.Typeflag = tar.TypeSymlink
+			if hdr.Linkname, err = os.Readlink(path); err != nil {
+				t.Fatal(err)
+			}
+		case fi.Mode().IsRegular():
+			hdr.Typeflag, hdr.Size = tar.TypeReg, fi.Size()
+			if body, err = os.ReadFile(path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write(hdr, body)
+	}
+	if err := tw.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func TestWriteSliceEqualsReference(t *testing.T) {
+	conform.Covers(t, 129, 130, 135)
+	dir := scratch(t)
+	mkdirs(t, dir, "a/b/c", "a-b", "a.b", "z", strings.Repeat("long/", 60))
+	all := []string{".", "a", "a/b", "a/b/c", "a-b", "a.b", "z", "link", strings.TrimSuffix(strings.Repeat("long/", 60), "/")}
+	for _, name := range []string{"a/b/c/d", "a/b/x", "a/x", "a-b/x", "a.b/x", "ab", "a b", "\xff", strings.Repeat("long/", 60) + "deep"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(strings.Repeat(name, 200)), 0o640); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, name)
+	}
+	if err := os.Symlink("a", filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	rapid.Check(t, func(r *rapid.T) {
+		paths := rapid.SliceOf(rapid.SampledFrom(all)).Draw(r, "paths")
+		var got bytes.Buffer
+		if _, err := WriteSlice(t.Context(), &got, Stack{Upper: dir}, "/srv/app", paths, someParents, someOwner); err != nil {
+			r.Fatal(err)
+		}
+		if want := referenceSlice(t, dir, "/srv/app", paths, someParents, someOwner); !bytes.Equal(want, got.Bytes()) {
+			r.Fatalf("tar differs:\n%s", cmp.Diff(listTar(t, want), listTar(t, got.Bytes())))
+		}
+	})
+}
+
 func TestWriteFiles(t *testing.T) {
+	conform.Covers(t, 129, 130)
 	var b bytes.Buffer
 	err := WriteFiles(&b, []File{
 		{Path: "/cnb", Mode: fs.ModeDir | 0o755},

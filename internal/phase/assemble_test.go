@@ -207,6 +207,36 @@ func TestImageLayers(t *testing.T) {
 	}
 }
 
+// The directories that lead to a layer keep the owner that they have in the
+// build container, and their mode; what is in the layer is the build user's, and
+// what the lifecycle brings is root's.
+func TestOwnersOfParents(t *testing.T) {
+	conform.Covers(t, 129)
+	x := newSite(t)
+	x.contents()
+	x.built.Slices = []spec.Slice{{Paths: []string{"app.py"}}}
+	must(t, os.Chmod(filepath.Join(x.layers.Upper, "acme_b"), 0o750))
+	real := func(fs.FileInfo) layer.Owner { return layer.Owner{UID: 7, GID: 8} }
+	out := x.assemble(func(in *Input) {
+		in.Layers.OwnerOf, in.App.OwnerOf = real, real
+		in.App.Path, in.App.Above = "/srv/app", []layer.Parent{{Path: "/srv", Mode: fs.ModeDir | 0o711, Owner: layer.Owner{UID: 9, GID: 9}}}
+	})
+	layers, err := out.Image.Layers()
+	must(t, err)
+	for i, want := range map[int][]string{
+		3:  {"5 /layers 755 7:8", "5 /layers/acme_b 750 7:8", "5 /layers/acme_b/a 755 1000:1000", "0 /layers/acme_b/a/f 644 1000:1000"},
+		6:  {"5 /srv 711 9:9", "5 /srv/app 755 1000:1000", "0 /srv/app/app.py 644 1000:1000"},
+		7:  {"5 /srv 711 9:9", "5 /srv/app 755 1000:1000"},
+		8:  {"5 /cnb 755 0:0", "5 /cnb/lifecycle 755 0:0", "0 /cnb/lifecycle/launcher 755 0:0"},
+		9:  {"5 /layers 755 7:8", "5 /layers/config 755 1000:1000", "0 /layers/config/metadata.toml 644 1000:1000"},
+		10: {"5 /cnb 755 0:0", "5 /cnb/process 755 0:0", "2 /cnb/process/web->/cnb/lifecycle/launcher 755 0:0", "2 /cnb/process/worker.x->/cnb/lifecycle/launcher 755 0:0"},
+	} {
+		if diff := cmp.Diff(want, tarNames(t, layers[i])); diff != "" {
+			t.Errorf("layer %d:\n%s", i, diff)
+		}
+	}
+}
+
 // TestImageConfigGolden pins config and labels, down to the image ID.
 func TestImageConfigGolden(t *testing.T) {
 	conform.Covers(t, 123, 138, 139, 140, 141, 142, 143, 145)

@@ -8,6 +8,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
+
+	"github.com/kilnbuild/kiln/test/conform"
 )
 
 func TestHas(t *testing.T) {
@@ -82,6 +84,7 @@ func TestParseAPIOrder(t *testing.T) {
 }
 
 func TestNames(t *testing.T) {
+	conform.Covers(t, 7)
 	check := func(what string, f func(string) error, good, bad []string) {
 		t.Helper()
 		for _, s := range good {
@@ -190,6 +193,7 @@ func TestErrors(t *testing.T) {
 }
 
 func TestLifecycleLabel(t *testing.T) {
+	conform.Covers(t, 142)
 	m := LifecycleMetadata{
 		App: []LayerSHA{{"sha256:app"}}, SBOM: &LayerSHA{"sha256:sbom"}, Config: LayerSHA{"sha256:config"},
 		Launcher: LayerSHA{"sha256:launcher"}, ProcessTypes: LayerSHA{"sha256:types"},
@@ -264,6 +268,7 @@ func TestCacheMetadata(t *testing.T) {
 }
 
 func TestBuildLabel(t *testing.T) {
+	conform.Covers(t, 145, 146)
 	l := BuildLabel{
 		Processes:  []Process{{Type: "web", Command: []string{"x", "y"}, Args: []string{"z"}, Direct: true, Default: true, WorkingDirectory: "/w", BuildpackID: "a"}, {Type: "t", Command: []string{"u"}, ExecEnv: []string{"*"}}},
 		Buildpacks: []GroupElement{{ID: "a", Version: "1", API: "0.10", Homepage: "h"}}, Extensions: []GroupElement{{ID: "e", Version: "1", API: "0.10"}},
@@ -323,6 +328,7 @@ func TestMarshal(t *testing.T) {
 }
 
 func TestBuildMetadata(t *testing.T) {
+	conform.Covers(t, 118)
 	m := BuildMetadata{
 		DefaultProcessType: "web", Buildpacks: []GroupElement{{ID: "a", Version: "1", API: "0.10"}},
 		Processes: []Process{{Type: "web", Command: []string{"x", "y"}, Args: []string{"z"}, Direct: true, WorkingDirectory: "/w", BuildpackID: "a", ExecEnv: []string{"*"}}},
