@@ -24,7 +24,7 @@ var rank = map[string]int{
 	"cmd/kiln": 7, "cmd/lifecycle": 7, "cmd/launcher": 7, "cmd/buildpacks": 7,
 	"buildpacks":        6,
 	"internal/platform": 5, "internal/lifecycle": 4, "internal/phase": 3,
-	"internal/store": 2, "internal/registry": 2, "internal/archive": 2, "internal/dockerfile": 2, "internal/explore": 2, "internal/debian": 2, "internal/cache": 2,
+	"internal/store": 2, "internal/registry": 2, "internal/archive": 2, "internal/daemon": 2, "internal/dockerfile": 2, "internal/explore": 2, "internal/debian": 2, "internal/cache": 2,
 	"internal/image": 1, "internal/launch": 1, "internal/buildpack": 1,
 	"internal/spec": 0, "internal/env": 0, "internal/layer": 0, "internal/sandbox": 0, "internal/event": 0, "internal/flock": 0,
 }
@@ -222,7 +222,7 @@ func TestNoVersionChecksOutsideSpec(t *testing.T) {
 // environment are read at the edge, and handed down as values.
 func TestOnlyTheEdgeReadsTheEnvironment(t *testing.T) {
 	rooms := []string{"internal/phase", "internal/buildpack", "internal/platform", "internal/store", "internal/registry",
-		"internal/archive", "internal/image", "internal/layer", "internal/spec", "internal/event"}
+		"internal/archive", "internal/daemon", "internal/image", "internal/layer", "internal/spec", "internal/event"}
 	parsed(t, rooms, func(file string, f *ast.File) {
 		ast.Inspect(f, func(n ast.Node) bool {
 			sel, ok := n.(*ast.SelectorExpr)

@@ -1,0 +1,167 @@
+// Package daemontest starts real daemons for tests: Debian's dockerd, which
+// needs root, and podman's service, which does not. Each has images of its own
+// and is gone when the tests are.
+package daemontest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Daemon is a running daemon.
+type Daemon struct {
+	Kind string // docker or podman
+	Host string // as in DOCKER_HOST
+	dir  string
+	cmd  *exec.Cmd
+	log  bytes.Buffer
+}
+
+// All starts every kind that this user can: dockerd and podman as root, podman
+// for others. The caller stops them.
+func All() ([]*Daemon, error) {
+	start := []func() (*Daemon, error){Podman}
+	if os.Getuid() == 0 {
+		start = append(start, Docker)
+	}
+	var all []*Daemon
+	for _, f := range start {
+		d, err := f()
+		if err != nil {
+			for _, d := range all {
+				d.Stop()
+			}
+			return nil, err
+		}
+		all = append(all, d)
+	}
+	return all, nil
+}
+
+// Docker starts dockerd with no network of its own.
+func Docker() (*Daemon, error) {
+	d, err := newDaemon("docker")
+	if err != nil {
+		return nil, err
+	}
+	return d, d.start("dockerd", "--data-root", d.path("root"), "--exec-root", d.path("exec"), "--pidfile", d.path("pid"), "--host", d.Host,
+		"--bridge", "none", "--iptables=false", "--ip-forward=false", "--ip-masq=false", "--storage-driver", "overlay2", "--log-level", "error")
+}
+
+// Podman starts `podman system service`.
+func Podman() (*Daemon, error) {
+	d, err := newDaemon("podman")
+	if err != nil {
+		return nil, err
+	}
+	return d, d.start("podman", append(PodmanFlags(d.dir), "system", "service", "--time", "0", d.Host)...)
+}
+
+// PodmanFlags are podman's global flags for a storage of its own in dir. Cgroups
+// are left alone, since not every host lets them be made; without sub-ids there
+// is one id, so owners cannot be kept.
+func PodmanFlags(dir string) []string {
+	flags := []string{"--root", dir + "/root", "--runroot", dir + "/runroot", "--tmpdir", dir + "/tmp",
+		"--storage-driver", "overlay", "--cgroup-manager", "cgroupfs", "--events-backend", "none"}
+	if os.Getuid() != 0 {
+		flags = append(flags, "--storage-opt", "overlay.ignore_chown_errors=true")
+	}
+	return flags
+}
+
+// newDaemon makes its directory, in memory if that can be: daemons sync a lot. A
+// socket's path is short by its nature, and so must be podman's run root.
+func newDaemon(kind string) (*Daemon, error) {
+	dir, err := os.MkdirTemp("/dev/shm", "kd-")
+	if err != nil {
+		dir, err = os.MkdirTemp("/tmp", "kd-")
+	}
+	if err != nil {
+		return nil, err
+	}
+	d := &Daemon{Kind: kind, dir: dir}
+	d.Host = "unix://" + d.path("sock")
+	return d, os.Mkdir(d.path("run"), 0o700)
+}
+
+func (d *Daemon) path(name string) string { return filepath.Join(d.dir, name) }
+
+// Dir is the directory that everything of the daemon is in.
+func (d *Daemon) Dir() string { return d.dir }
+
+func (d *Daemon) start(name string, args ...string) error {
+	path, err := exec.LookPath(name)
+	if err != nil {
+		path, err = exec.LookPath("/usr/sbin/" + name) // where an ordinary user's PATH does not lead
+	}
+	if err != nil {
+		d.Stop()
+		return fmt.Errorf("%s is missing: scripts/deps installs it", name)
+	}
+	d.cmd = exec.Command(path, args...)
+	d.cmd.Env = append(d.cmd.Environ(), "HOME="+d.dir, "XDG_RUNTIME_DIR="+d.path("run"), "TMPDIR="+d.dir)
+	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	if err := d.cmd.Start(); err != nil {
+		d.Stop()
+		return err
+	}
+	if err := d.await(); err != nil {
+		d.Stop()
+		return fmt.Errorf("%s: %w\n%s", name, err, d.log.String())
+	}
+	return nil
+}
+
+// await waits for an answer.
+func (d *Daemon) await() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	for {
+		conn, err := net.Dial("unix", d.path("sock"))
+		if err == nil {
+			_, err = conn.Write([]byte("GET /_ping HTTP/1.0\r\n\r\n"))
+			answer := make([]byte, 12)
+			if err == nil {
+				_, err = conn.Read(answer)
+			}
+			conn.Close()
+			if err == nil && strings.HasSuffix(string(answer), "200") {
+				return nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(err, errors.New("it does not answer"))
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// Stop ends the daemon and removes all that it had.
+func (d *Daemon) Stop() {
+	if d.cmd != nil && d.cmd.Process != nil {
+		_ = d.cmd.Process.Signal(syscall.SIGTERM) // it may be gone
+		late := time.AfterFunc(20*time.Second, func() { _ = d.cmd.Process.Kill() })
+		_ = d.cmd.Wait()
+		late.Stop()
+	}
+	// Podman keeps a user namespace open with a process.
+	if b, err := os.ReadFile(d.path("tmp/pause.pid")); err == nil {
+		if pid, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil && pid > 1 {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+	_ = exec.Command("chmod", "-R", "u+rwX", d.dir).Run()
+	_ = os.RemoveAll(d.dir)
+}
