@@ -26,20 +26,32 @@ type Inputs struct {
 	OperatorEnv bool
 }
 
+// Check reads what user and operator gave, so that a fault in it is told before
+// a buildpack runs, and as nobody's else.
+func (in Inputs) Check() error { return in.addGiven(env.Env{}, true) }
+
+// addGiven adds the user's environment and then the operator's.
+func (in Inputs) addGiven(e env.Env, user bool) error {
+	if user {
+		if err := e.AddPlatform(in.Platform); err != nil {
+			return fmt.Errorf("user environment: %w", err)
+		}
+	}
+	if in.OperatorEnv {
+		if err := e.AddOperator(in.BuildConfig); err != nil {
+			return fmt.Errorf("operator environment: %w", err)
+		}
+	}
+	return nil
+}
+
 // environment is what b's executable sees: the environment so far, the user's
 // variables unless b wants a clear environment, the operator's, and last those
 // of the specification, which nobody can replace.
 func (b Buildpack) environment(in Inputs, own map[string]string) ([]string, error) {
 	e := in.Env.Clone()
-	if !b.Info().ClearEnv {
-		if err := e.AddPlatform(in.Platform); err != nil {
-			return nil, fmt.Errorf("user environment: %w", err)
-		}
-	}
-	if in.OperatorEnv {
-		if err := e.AddOperator(in.BuildConfig); err != nil {
-			return nil, fmt.Errorf("operator environment: %w", err)
-		}
+	if err := in.addGiven(e, !b.Info().ClearEnv); err != nil {
+		return nil, err
 	}
 	if spec.Has(b.API(), spec.BuildpackTargets) {
 		addTarget(e, in.Target)

@@ -48,19 +48,30 @@ func (h Host) stack(p path) (layer.Stack, error) {
 // read reads a document.
 func (h Host) read(p path) ([]byte, error) { return h.readFile(p, spec.MaxDocument) }
 
-// readFile reads a file of at most limit bytes. In a mapped directory foreign
-// code may have written, so no link is followed there.
+// readFile reads a regular file of at most limit bytes. In <layers> and in a
+// mapped directory foreign code may have written, so no link is followed there.
 func (h Host) readFile(p path, limit int64) ([]byte, error) {
 	if stack, rel, ok := h.find(p); ok {
 		return stack.ReadFile(rel, limit)
 	}
-	f, err := os.OpenFile(string(p), os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if rel, below := strings.CutPrefix(string(p), string(h.layers)+"/"); below && h.layers != "" {
+		b, err := layer.Stack{Upper: string(h.layers)}.ReadFile(rel, limit)
+		if err != nil {
+			err = fmt.Errorf("%s: %w", h.layers, err)
+		}
+		return b, err
+	}
+	f, err := os.OpenFile(string(p), os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	if info, err := f.Stat(); err == nil && info.Mode()&fs.ModeNamedPipe != 0 {
-		return nil, fmt.Errorf("read %s: is a pipe, not a file", p)
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("read %s: not a regular file", p)
 	}
 	b, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err == nil && int64(len(b)) > limit {
@@ -127,12 +138,22 @@ func (h Host) write(p path, b []byte) error {
 	if errors.Is(err, syscall.EBUSY) || errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) {
 		// A file that is mounted by itself, as Kubernetes does, or in a
 		// directory that is not ours: only its content can be replaced.
-		err = root.WriteFile(name, b, 0o644)
+		err = overwrite(root, name, b)
 	}
 	if err != nil {
 		return fmt.Errorf("write %s: %w", p, err)
 	}
 	return nil
+}
+
+// overwrite replaces the content of a file, and waits for nobody to read it.
+func overwrite(root *os.Root, name string, b []byte) error {
+	f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|syscall.O_NONBLOCK, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Close())
 }
 
 func replace(root *os.Root, name string, b []byte) error {

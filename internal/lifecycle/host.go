@@ -35,6 +35,8 @@ type Host struct {
 	// Places is where images and layers are; nil means registries and a volume
 	// cache, as the flags say. One value serves all phases of a build.
 	Places *Places
+
+	layers path // <layers> of the phase that is carried out
 }
 
 // Cache is what an app's builds keep from one to the next.

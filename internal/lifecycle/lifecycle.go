@@ -138,6 +138,7 @@ func (h Host) frame(phase string, f func() error) error {
 }
 
 func (h Host) phase(ctx context.Context, in inputs, environ []string) error {
+	h.layers = in.layers
 	switch in.phase {
 	case analyzer:
 		return h.analyze(ctx, in)

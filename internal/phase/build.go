@@ -65,6 +65,9 @@ func (b *build) run(ctx context.Context, r sandbox.Runner, group spec.Group) (sp
 		}
 		members = append(members, bp)
 	}
+	if err := b.inputs.Check(); err != nil {
+		return spec.BuildMetadata{}, err
+	}
 	for _, bp := range members {
 		if err := b.one(ctx, r, bp); err != nil {
 			return spec.BuildMetadata{}, err

@@ -55,6 +55,9 @@ func detect(ctx context.Context, r sandbox.Runner, dirs Dirs, set Setting, order
 	if err := c.check(order); err != nil {
 		return spec.Group{}, spec.Plan{}, err
 	}
+	if err := set.inputs(dirs).Check(); err != nil {
+		return spec.Group{}, spec.Plan{}, err
+	}
 	d := &detector{inputs: set.inputs(dirs), set: set, sink: sink, done: map[string]buildpack.Detection{}}
 	x := expansion{catalog: c, execEnv: set.execEnv(), try: func(g []member) (bool, error) { return d.try(ctx, r, g) }}
 	passed, err := x.walk(ctx, order)
