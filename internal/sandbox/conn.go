@@ -183,6 +183,7 @@ type runRequest struct {
 	BindProc  bool         // tier 3
 	SetGroups bool         // setgroups is allowed
 	RootCaps  bool         // uid 0 inside keeps rootCaps
+	Pretend   bool         // tier 1f
 	Quirks    quirks       // test hooks and fall-backs
 	Probe     *probeParams // find out instead of run
 }
@@ -197,12 +198,13 @@ type control struct{ Signal int }
 
 // result is how a request ended. It travels from PID 1 over the worker to the caller.
 type result struct {
-	Err    string // what failed, with its operand
-	Errno  int    // its errno, or 0
-	Step   string // the set-up step that failed
-	Code   int
-	Signal int
-	Probe  *probeResult
+	Listener bool   // no end yet: the descriptor that came along is the filter's listener
+	Err      string // what failed, with its operand
+	Errno    int    // its errno, or 0
+	Step     string // the set-up step that failed
+	Code     int
+	Signal   int
+	Probe    *probeResult
 }
 
 // stepError is a set-up step that failed.

@@ -14,43 +14,60 @@ var rootCaps = []uintptr{
 	unix.CAP_SETPCAP, unix.CAP_NET_BIND_SERVICE, unix.CAP_SYS_CHROOT, unix.CAP_KILL, unix.CAP_SETFCAP,
 }
 
+// workerCaps are what the worker and PID 1 need in their own namespace. With a uid other than 0 they
+// must be ambient to survive our own exec.
+var workerCaps = []uintptr{
+	unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH, unix.CAP_FOWNER, unix.CAP_FSETID, unix.CAP_KILL,
+	unix.CAP_SETGID, unix.CAP_SETUID, unix.CAP_SETPCAP, unix.CAP_SETFCAP, unix.CAP_SYS_CHROOT, unix.CAP_SYS_ADMIN,
+	unix.CAP_NET_ADMIN, unix.CAP_NET_BIND_SERVICE, unix.CAP_SYS_RESOURCE, unix.CAP_MKNOD,
+}
+
+// caps are the worker's. To record an owner it looks into the caller of a system call, which may be
+// closed to it otherwise: a process that holds keys makes itself undumpable.
+func (m idMap) caps() []uintptr {
+	if m.ids == RecordedIDs {
+		return append([]uintptr{unix.CAP_SYS_PTRACE}, workerCaps...)
+	}
+	return workerCaps
+}
+
 // maxCap is above every capability there is; the kernel says EINVAL at the first that it lacks.
 const maxCap = 63
 
 // dropPrivileges gives up, on the calling thread alone, all that the step must not have. The thread
 // must be locked for good. The order matters: the ambient set survives a drop of the bounding set,
-// and setuid and capset need the capabilities that go last.
-func dropPrivileges(r *runRequest) error {
+// and setuid and capset need the capabilities that go last. It returns what filterSyscalls does.
+func dropPrivileges(r *runRequest) (listener int, err error) {
 	var keep []uintptr
 	if r.RootCaps {
 		keep = rootCaps
 	}
 	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
-		return fmt.Errorf("clear ambient capabilities: %w", err)
+		return -1, fmt.Errorf("clear ambient capabilities: %w", err)
 	}
 	if err := dropBounding(keep); err != nil {
-		return fmt.Errorf("drop bounding capabilities: %w", err)
+		return -1, fmt.Errorf("drop bounding capabilities: %w", err)
 	}
 	// Else the uid change below would clear what is to be kept, or the capset fail.
 	if err := unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("keep capabilities: %w", err)
+		return -1, fmt.Errorf("keep capabilities: %w", err)
 	}
-	if err := setIDs(r.Spec.UID, r.Spec.GID, r.SetGroups); err != nil {
-		return err
+	if err := setIDs(r); err != nil {
+		return -1, err
 	}
 	if err := setCaps(keep); err != nil {
-		return fmt.Errorf("drop capabilities: %w", err)
+		return -1, fmt.Errorf("drop capabilities: %w", err)
 	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("set no_new_privs: %w", err)
+		return -1, fmt.Errorf("set no_new_privs: %w", err)
 	}
 	if err := restrictScope(); err != nil {
-		return fmt.Errorf("landlock: %w", err)
+		return -1, fmt.Errorf("landlock: %w", err)
 	}
-	if err := filterSyscalls(); err != nil {
-		return fmt.Errorf("seccomp: %w", err)
+	if listener, err = filterSyscalls(r.Pretend); err != nil {
+		return -1, fmt.Errorf("seccomp: %w", err)
 	}
-	return nil
+	return listener, nil
 }
 
 func dropBounding(keep []uintptr) error {
@@ -80,17 +97,23 @@ func contains(set []uintptr, c uintptr) bool {
 
 // setIDs uses the raw system calls: those of package syscall change all threads, and the rest of
 // PID 1 must stay able to signal the step.
-func setIDs(uid, gid int, setGroups bool) error {
-	if setGroups {
-		group := uint32(gid)
-		if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, 1, uintptr(unsafe.Pointer(&group)), 0); errno != 0 {
-			return fmt.Errorf("set groups: %w", errno)
+func setIDs(r *runRequest) error {
+	uid, gid := uintptr(r.Spec.UID), uintptr(r.Spec.GID)
+	if r.SetGroups {
+		groups := []uint32{uint32(gid)}
+		if !r.Pretend {
+			for _, g := range r.Spec.Groups {
+				groups = append(groups, uint32(g))
+			}
+		}
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(unsafe.Pointer(&groups[0])), 0); errno != 0 {
+			return fmt.Errorf("set groups %d: %w", groups, errno)
 		}
 	}
-	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, uintptr(gid), uintptr(gid), uintptr(gid)); errno != 0 {
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, gid, gid, gid); errno != 0 {
 		return fmt.Errorf("set gid %d: %w", gid, errno)
 	}
-	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)); errno != 0 {
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uid, uid, uid); errno != 0 {
 		return fmt.Errorf("set uid %d: %w", uid, errno)
 	}
 	return nil

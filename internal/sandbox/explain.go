@@ -14,8 +14,9 @@ const (
 	fixMax    = "sysctl -w user.max_user_namespaces=15000 (as root; in /etc/sysctl.d to keep it)"
 	fixDocker = "start the container with --security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined; " +
 		"in Kubernetes set hostUsers: false, procMount: Unmasked and seccompProfile Unconfined"
-	fixProc = "start the container with --security-opt systempaths=unconfined; in Kubernetes set procMount: Unmasked and hostUsers: false"
-	fixFS   = "use a directory on ext4, XFS or btrfs (in a container: a volume, its own root will not do) and Linux 5.12 or newer"
+	fixProc   = "start the container with --security-opt systempaths=unconfined; in Kubernetes set procMount: Unmasked and hostUsers: false"
+	fixOwners = "use a scratch directory on ext4, XFS or btrfs and Linux 5.9 or newer; or give this user sub-ids, for real owners"
+	fixFS     = "use a directory on ext4, XFS or btrfs (in a container: a volume, its own root will not do) and Linux 5.12 or newer"
 )
 
 func fixAppArmor() string {
@@ -36,6 +37,9 @@ func explain(step string, errno unix.Errno, host hostFacts) Finding {
 	case "overlay":
 		f.Tier = Tier1
 		f.Cause, f.Fix = "overlay is refused on the scratch directory", fixFS
+	case "pretend":
+		f.Tier = Tier1F
+		f.Cause, f.Fix = "owners cannot be recorded", fixOwners
 	case "/proc":
 		f.Tier = Tier1
 		f.Cause, f.Fix = "a fresh /proc is refused, as in a container whose /proc is masked", fixProc

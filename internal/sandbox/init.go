@@ -92,7 +92,7 @@ func runStep(c *conn, r *runRequest) result {
 		return failure(at("close files", err))
 	}
 	if r.Probe != nil {
-		return result{Probe: probeInside(r)}
+		return result{Probe: probeInside(c, r)}
 	}
 	w := &world{req: r}
 	if err := w.build(); err != nil {
@@ -101,7 +101,7 @@ func runStep(c *conn, r *runRequest) result {
 	if err := prepare(r); err != nil {
 		return failure(err)
 	}
-	pid, err := startStep(r, files)
+	pid, err := startStep(c, r, files)
 	if err != nil {
 		return failure(err)
 	}
@@ -178,7 +178,7 @@ func limits() error {
 
 // startStep forks the step from a thread that has given up everything. The thread is never used for
 // anything else: the runtime makes new threads from an untouched one while any is locked.
-func startStep(r *runRequest, files int) (int, error) {
+func startStep(c *conn, r *runRequest, files int) (int, error) {
 	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return 0, at("/dev/null", err)
@@ -201,12 +201,8 @@ func startStep(r *runRequest, files int) (int, error) {
 	done := make(chan forked)
 	go func() {
 		runtime.LockOSThread()
-		if err := dropPrivileges(r); err != nil {
-			done <- forked{0, at("privileges", err)}
-		} else {
-			pid, err := execStep(r, attr)
-			done <- forked{pid, err}
-		}
+		pid, err := dropAndExec(c, r, attr)
+		done <- forked{pid, err}
 		select {}
 	}()
 	f := <-done
@@ -215,6 +211,26 @@ func startStep(r *runRequest, files int) (int, error) {
 		unix.Close(connFD + 1 + i)
 	}
 	return f.pid, f.err
+}
+
+func dropAndExec(c *conn, r *runRequest, attr *syscall.ProcAttr) (int, error) {
+	listener, err := dropPrivileges(r)
+	if err == nil {
+		err = handOver(c, listener)
+	}
+	if err != nil {
+		return 0, at("privileges", err)
+	}
+	return execStep(r, attr)
+}
+
+// handOver gives the filter's listener, where there is one, to the worker.
+func handOver(c *conn, listener int) error {
+	if listener < 0 {
+		return nil
+	}
+	defer unix.Close(listener)
+	return c.send(result{Listener: true}, listener)
 }
 
 // execStep finds the program with the step's own rights, and starts it.

@@ -72,8 +72,19 @@ const testUID, testGID = 1000, 1000
 
 func newFixture(t *testing.T, o Options) *fixture {
 	t.Helper()
-	f := &fixture{t: t, dir: t.TempDir()}
 	o.UID, o.GID = testUID, testGID
+	return newFixtureAs(t, o)
+}
+
+// newRootFixture is for steps that run as root.
+func newRootFixture(t *testing.T, tier Tier) *fixture {
+	t.Helper()
+	return newFixtureAs(t, Options{Tier: tier})
+}
+
+func newFixtureAs(t *testing.T, o Options) *fixture {
+	t.Helper()
+	f := &fixture{t: t, dir: t.TempDir()}
 	if o.Scratch == nil {
 		o.Scratch = []string{f.dir}
 	}
@@ -99,7 +110,7 @@ func newFixture(t *testing.T, o Options) *fixture {
 		}
 	})
 	f.mkdir("lower/tmp", "lower/etc", "scratch")
-	f.spec = Spec{UID: testUID, GID: testGID, Mounts: selfMounts(t)}
+	f.spec = Spec{UID: o.UID, GID: o.GID, Mounts: selfMounts(t)}
 	f.spec.Root = f.overlay("root", f.path("lower"))
 	return f
 }
@@ -184,6 +195,19 @@ func (f *fixture) want(out string, lines ...string) {
 			f.t.Errorf("got %q, want %q", got[i], line)
 		}
 	}
+}
+
+// wantFewFDs wants PID 1 to have its socket open and no more, once it has closed what is the step's:
+// a step that is fast sees that before.
+func (f *fixture) wantFewFDs() {
+	f.t.Helper()
+	want, got := "0\n1\n2\n3", ""
+	for range 20 {
+		if got = f.must("ls", "/proc/1/fd"); got == want {
+			return
+		}
+	}
+	f.t.Errorf("descriptors of PID 1: %q, want %q", got, want)
 }
 
 // selfMounts binds this binary, and the host's libraries where it is not static.

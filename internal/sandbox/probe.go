@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -20,7 +21,9 @@ type Report struct {
 	Findings []Finding // what a better tier lacks
 	Warnings []string  // what the step can reach nevertheless
 	Scratch  string    // the directory of Options.Scratch where uppers belong
+	IDs      IDs       // what owners are
 	Copies   bool      // overlays are copied into their Upper, which then is the whole result
+	HostProc bool      // the existing /proc is shown
 	Landlock int       // ABI version, 0 for none
 }
 
@@ -55,7 +58,11 @@ func (e *UnavailableError) Error() string {
 		causes = append(causes, f.String())
 	}
 	what := "no sandbox can be had here"
-	if e.Tier != Best {
+	switch e.Tier {
+	case Best:
+	case BestRoot:
+		what = "no sandbox for steps that run as root can be had here"
+	default:
 		what = fmt.Sprintf("no sandbox of tier %s can be had here", e.Tier)
 	}
 	return what + ": " + strings.Join(causes, "; ")
@@ -81,6 +88,7 @@ type probeResult struct {
 	Mount    probeStep // private mounts, tmpfs, a bind, pivot_root
 	Proc     probeStep
 	Overlays []probeStep
+	Pretend  probeStep // recording an owner; tried where the step is to do it
 	Landlock int
 }
 
@@ -126,7 +134,7 @@ func (s *server) probe(c *conn, r *runRequest) result {
 }
 
 // probeInside is PID 1's part.
-func probeInside(r *runRequest) *probeResult {
+func probeInside(c *conn, r *runRequest) *probeResult {
 	res := &probeResult{Landlock: landlockABI()}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		res.Mount = tried("mount", err)
@@ -135,6 +143,9 @@ func probeInside(r *runRequest) *probeResult {
 	for _, o := range r.Probe.Overlays {
 		res.Overlays = append(res.Overlays, tried("overlay", tryOverlay(o, r.Quirks)))
 	}
+	if r.Pretend {
+		res.Pretend = tried("pretend", tryPretend(c, scratchOf(r.Probe.Overlays, res.Overlays)))
+	}
 	proc, err := newFS("proc", inert)
 	if err == nil {
 		unix.Close(proc)
@@ -142,6 +153,16 @@ func probeInside(r *runRequest) *probeResult {
 	res.Proc = tried("/proc", err)
 	res.Mount = tried("mount", tryPivot())
 	return res
+}
+
+// scratchOf is the upper directory that decide is going to choose.
+func scratchOf(overlays []Overlay, tries []probeStep) string {
+	for i, o := range overlays {
+		if tries[i].Err == "" {
+			return o.Upper
+		}
+	}
+	return overlays[0].Upper
 }
 
 // tryOverlay replaces a lower directory: without userxattr the mount works and this does not.
@@ -192,7 +213,7 @@ func (w *Worker) probe(ctx context.Context) (Report, error) {
 	for _, dir := range w.options.Scratch {
 		params.Overlays = append(params.Overlays, Overlay{Upper: dir})
 	}
-	res, err := w.ask(ctx, request{Run: &runRequest{Probe: params, Quirks: w.quirks}})
+	res, err := w.ask(ctx, request{Run: &runRequest{Probe: params, Pretend: w.ids.ids == RecordedIDs, Quirks: w.quirks}})
 	if err != nil {
 		var r *remoteError
 		if errors.As(err, &r) && res.Step != "" {
@@ -207,72 +228,7 @@ func (w *Worker) probe(ctx context.Context) (Report, error) {
 }
 
 func (w *Worker) unavailable(f ...Finding) error {
-	return &UnavailableError{Tier: w.options.Tier, Findings: f}
-}
-
-// decide is the ladder: 1, else 3 where only /proc is lacking, else 2.
-func (w *Worker) decide(p probeResult, host hostFacts) (Report, error) {
-	if p.Mount.Err != "" {
-		return Report{}, w.unavailable(explain("mount", unix.Errno(p.Mount.Errno), host))
-	}
-	r := Report{Landlock: p.Landlock, Scratch: w.options.Scratch[0], Copies: true}
-	for i, o := range p.Overlays {
-		if o.Err == "" {
-			r.Scratch, r.Copies = w.options.Scratch[i], false
-			break
-		}
-		f := explain("overlay", unix.Errno(o.Errno), host)
-		f.Cause = fmt.Sprintf("%s: %s: %s", f.Cause, w.options.Scratch[i], o.Err)
-		r.Findings = append(r.Findings, f)
-	}
-	fresh := p.Proc.Err == ""
-	if !fresh {
-		r.Findings = append(r.Findings, explain("/proc", unix.Errno(p.Proc.Errno), host))
-	}
-	possible := map[Tier]bool{Tier1: fresh && !r.Copies, Tier1S: fresh && !r.Copies, Tier2: fresh, Tier3: true}
-	r.Tier = w.options.Tier
-	if r.Tier == Best {
-		for _, t := range []Tier{Tier3, Tier2, Tier1} {
-			if possible[t] && (t != Tier2 || r.Copies) {
-				r.Tier = t
-			}
-		}
-	}
-	if !possible[r.Tier] {
-		return r, w.unavailable(r.Findings...)
-	}
-	r.Copies = r.Copies || r.Tier == Tier2
-	if r.Copies && w.options.Copy == nil {
-		return r, w.unavailable(r.Findings...)
-	}
-	r.Detail = w.detail(r)
-	r.Warnings = w.warnings(r, host)
-	return r, nil
-}
-
-func (w *Worker) detail(r Report) string {
-	ids, dirs, proc := "a single id", "overlay", "its own /proc"
-	if r.Tier == Tier1S {
-		ids = "sub-ids"
-	}
-	if r.Copies {
-		dirs = "copies instead of overlay"
-	}
-	if r.Tier == Tier3 {
-		proc = "the existing /proc"
-	}
-	return fmt.Sprintf("tier %s: user namespace with %s, %s, %s", r.Tier, ids, dirs, proc)
-}
-
-func (w *Worker) warnings(r Report, host hostFacts) []string {
-	var warn []string
-	if r.Landlock < landlockScopeABI {
-		warn = append(warn, "this kernel's Landlock cannot confine abstract unix sockets (Linux 6.12 can): with the host's network a step reaches the host's")
-	}
-	if !w.setGroups && host.rootGroup != "" {
-		warn = append(warn, fmt.Sprintf("you are in the group %s, which is as good as root, and steps keep your groups: never mount its socket into one", host.rootGroup))
-	}
-	return warn
+	return &UnavailableError{Tier: w.options.Tier, Findings: append(slices.Clip(w.findings), f...)}
 }
 
 // refused explains why the worker could not be started: by trying again without the id maps.
@@ -288,7 +244,7 @@ func (w *Worker) refused(err error) error {
 	} else if _, serr := os.Stat(w.options.Executable); serr != nil {
 		return fmt.Errorf("start the sandbox's worker: %w", serr)
 	}
-	return w.unavailable(explain(step, errno, thisHost()))
+	return &UnavailableError{Tier: w.options.Tier, Findings: []Finding{explain(step, errno, thisHost())}}
 }
 
 // hostFacts are what tells one cause of an errno from another.

@@ -56,6 +56,10 @@ var probes = map[string]func(args []string) int{
 	"lock":      probeLock,
 	"chown":     probeChown,
 	"caller":    probeCaller,
+	"script":    probeScript,
+	"crowd":     probeCrowd,
+	"chowner":   probeChowner,
+	"restless":  probeRestless,
 }
 
 func probeEnv([]string) int {

@@ -285,9 +285,10 @@ func (w *world) dev() error {
 	return nil
 }
 
-// device binds a device of the host: a user namespace may make none.
+// device binds a device of the host: a user namespace may make none. Read-only, which a device does
+// not mind, keeps the step from changing the mode or owner that the host's node has, when it is root's.
 func device(dev int, name string) error {
-	fd, err := clone(unix.AT_FDCWD, "/dev/"+name, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, 0)
+	fd, err := clone(unix.AT_FDCWD, "/dev/"+name, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, 0)
 	if err != nil {
 		return err
 	}

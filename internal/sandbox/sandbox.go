@@ -96,6 +96,7 @@ type Spec struct {
 	Root     Overlay
 	Mounts   []Mount       // in this order
 	UID, GID int           // ids inside; in all tiers but 1s they must be the ones given to Start
+	Groups   []int         // supplementary ones besides GID; only tier 1s has any, 1f pretends
 	Hostname string        // empty means "kiln"
 	Network  string        // HostNetwork (the default) or NoNetwork
 	Grace    time.Duration // between SIGTERM and SIGKILL when ctx ends; 0 means 5 s
@@ -107,19 +108,44 @@ const defaultGrace = 5 * time.Second
 // Tier names how much of the sandbox the host gives.
 type Tier string
 
-// Tiers. Best is not one of them: it asks Start for the best of 1, 3 and 2.
+// Tiers. Best and BestRoot are none of them: they ask Start for the best there is.
+//
+// Tiers 1, 2 and 3 are for steps that need no id but their own. A step that runs as root and
+// changes owners needs 1s or 1f, where copies instead of overlay and the existing /proc are further
+// losses that Report tells: a pinned tier comes without them, BestRoot also with them.
 const (
-	Best   Tier = ""
-	Tier1  Tier = "1"  // user namespace with a single id, overlay, fresh /proc
-	Tier1S Tier = "1s" // as 1, with the caller's sub-ids mapped: real owners; only when asked for
-	Tier2  Tier = "2"  // no overlay: merged directories are copied
-	Tier3  Tier = "3"  // a fresh /proc is refused: the existing one is shown
+	Best     Tier = ""     // 1, else 3, else 2
+	BestRoot Tier = "root" // 1s, else 1f, whatever else is lacking; UID and GID are 0
+	Tier1    Tier = "1"    // user namespace with a single id, overlay, fresh /proc
+	Tier1S   Tier = "1s"   // as 1, with many ids mapped, sub-ids or root's own: real owners
+	Tier1F   Tier = "1f"   // as 1, for uid 0: owners are recorded, other changes of id pretended; see OwnerXattr
+	Tier2    Tier = "2"    // no overlay: merged directories are copied
+	Tier3    Tier = "3"    // a fresh /proc is refused: the existing one is shown
 )
 
-func (t Tier) valid() bool {
+// check finds out whether Start knows the tier, and whether it is for these ids.
+func (t Tier) check(uid, gid int) error {
 	switch t {
 	case Best, Tier1, Tier1S, Tier2, Tier3:
-		return true
+	case BestRoot, Tier1F:
+		if uid != 0 || gid != 0 {
+			return fmt.Errorf("isolation %q is for root, not for ids %d:%d", t, uid, gid)
+		}
+	default:
+		return fmt.Errorf("isolation %q: must be 1, 1s, 1f, 2 or 3", t)
 	}
-	return false
+	if uid < 0 || gid < 0 {
+		return fmt.Errorf("ids %d:%d: must not be negative", uid, gid)
+	}
+	return nil
 }
+
+// IDs says what the owners of a step's files are.
+type IDs string
+
+// Kinds of IDs.
+const (
+	SingleID    IDs = "single"   // everything belongs to the one id there is
+	RealIDs     IDs = "real"     // files belong to whom the step gives them
+	RecordedIDs IDs = "recorded" // files belong to the one id there is; OwnerXattr says whom the step gave them
+)

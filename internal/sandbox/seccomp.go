@@ -52,16 +52,36 @@ const (
 	offArch   = 4
 	offArg0   = 16
 	offArg1   = 24
+	offArg2   = 32
+	offArg3   = 40
 )
 
 const (
 	allow  = unix.SECCOMP_RET_ALLOW
 	eperm  = unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)
 	enosys = unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)
+	done   = uint32(unix.SECCOMP_RET_ERRNO) // success, and nothing has happened
+	notify = unix.SECCOMP_RET_USER_NOTIF
 )
 
-// program assembles the filter.
-func program() []bpf.Instruction {
+// pretended succeed in tier 1f and do nothing: there is no id but 0. Who asks afterwards sees that
+// it is root still, and apt does ask.
+var pretended = []uint32{
+	unix.SYS_SETUID, unix.SYS_SETGID, unix.SYS_SETREUID, unix.SYS_SETREGID, unix.SYS_SETRESUID, unix.SYS_SETRESGID,
+	unix.SYS_SETGROUPS, unix.SYS_SETFSUID, unix.SYS_SETFSGID,
+}
+
+// oldChown is a system call by its number, and the flags that it stands for.
+type oldChown struct {
+	nr    uint32
+	flags int
+}
+
+// mknodCall is a system call and where its mode and its device are.
+type mknodCall struct{ nr, mode, dev uint32 }
+
+// program assembles the filter. With pretend it is the one of tier 1f.
+func program(pretend bool) []bpf.Instruction {
 	p := []bpf.Instruction{
 		bpf.LoadAbsolute{Off: offArch, Size: 4},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: auditArch, SkipTrue: 1},
@@ -87,7 +107,47 @@ func program() []bpf.Instruction {
 	for _, family := range []uint32{unix.AF_VSOCK, unix.AF_ALG} {
 		p = append(p, onArg(unix.SYS_SOCKET, offArg0, bpf.JumpIf{Cond: bpf.JumpEqual, Val: family, SkipFalse: 1})...)
 	}
+	if pretend {
+		p = append(p, pretending()...)
+	}
 	return append(p, bpf.RetConstant{Val: allow})
+}
+
+// pretending is what tier 1f has besides: owners go to the supervisor.
+func pretending() []bpf.Instruction {
+	var p []bpf.Instruction
+	verdict := func(nr, val uint32) {
+		p = append(p, bpf.JumpIf{Cond: bpf.JumpEqual, Val: nr, SkipFalse: 1}, bpf.RetConstant{Val: val})
+	}
+	for _, nr := range pretended {
+		verdict(nr, done)
+	}
+	for _, nr := range []uint32{unix.SYS_FCHOWN, unix.SYS_FCHOWNAT} {
+		verdict(nr, notify)
+	}
+	for _, c := range chownsHere {
+		verdict(c.nr, notify)
+	}
+	for _, m := range mknods {
+		p = append(p, m.devices()...)
+	}
+	return p
+}
+
+// devices pretends to make device nodes, which nobody can in a user namespace. What is no device, and
+// the character device 0:0 that is a whiteout, is made.
+func (m mknodCall) devices() []bpf.Instruction {
+	return []bpf.Instruction{
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: m.nr, SkipFalse: 8},
+		bpf.LoadAbsolute{Off: m.mode, Size: 4},
+		bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: unix.S_IFMT},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.S_IFBLK, SkipTrue: 3},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.S_IFCHR, SkipFalse: 3},
+		bpf.LoadAbsolute{Off: m.dev, Size: 4},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: 0, SkipTrue: 1},
+		bpf.RetConstant{Val: done},
+		bpf.RetConstant{Val: allow},
+	}
 }
 
 // onArg refuses system call nr where cond holds for the low half of an argument. Afterwards the
@@ -102,20 +162,31 @@ func onArg(nr, off uint32, cond bpf.JumpIf) []bpf.Instruction {
 	}
 }
 
-// filterSyscalls puts the filter on the calling thread, which must have no_new_privs.
-func filterSyscalls() error {
-	raw, err := bpf.Assemble(program())
+// filterSyscalls puts the filter on the calling thread, which must have no_new_privs. With pretend it
+// returns the descriptor on which the filter asks.
+func filterSyscalls(pretend bool) (listener int, err error) {
+	raw, err := bpf.Assemble(program(pretend))
 	if err != nil {
-		return fmt.Errorf("assemble filter: %w", err)
+		return -1, fmt.Errorf("assemble filter: %w", err)
 	}
 	filter := make([]unix.SockFilter, len(raw))
 	for i, r := range raw {
 		filter[i] = unix.SockFilter{Code: r.Op, Jt: r.Jt, Jf: r.Jf, K: r.K}
 	}
 	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
-	_, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&prog)))
-	if errno != 0 {
-		return errno
+	install := func(flags uintptr) (int, unix.Errno) {
+		fd, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&prog)))
+		return int(fd), errno
 	}
-	return nil
+	var errno unix.Errno
+	if !pretend {
+		_, errno = install(0)
+		listener = -1
+	} else if listener, errno = install(unix.SECCOMP_FILTER_FLAG_NEW_LISTENER | unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV); errno == unix.EINVAL {
+		listener, errno = install(unix.SECCOMP_FILTER_FLAG_NEW_LISTENER) // before Linux 5.19 a signal makes the call begin again
+	}
+	if errno != 0 {
+		return -1, errno
+	}
+	return listener, nil
 }

@@ -12,7 +12,11 @@ import (
 // verdict runs the filter. The VM reads big-endian, as packets are; the kernel reads its own order,
 // word by word. So each word is written big-endian, the low one of a pair first.
 func verdict(t interface{ Fatal(...any) }, arch, nr uint32, args ...uint64) uint32 {
-	vm, err := bpf.NewVM(program())
+	return judge(t, false, arch, nr, args...)
+}
+
+func judge(t interface{ Fatal(...any) }, pretend bool, arch, nr uint32, args ...uint64) uint32 {
+	vm, err := bpf.NewVM(program(pretend))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,6 +96,47 @@ func TestFilterLetsTheRestThrough(t *testing.T) {
 		args := rapid.SliceOfN(rapid.Uint64(), 6, 6).Draw(t, "args")
 		if got := verdict(t, auditArch, nr, args...); got != allow {
 			t.Fatalf("system call %d: %#x", nr, got)
+		}
+	})
+}
+
+// TestPretendingFilter: tier 1f refuses what the others refuse, and besides pretends and asks.
+func TestPretendingFilter(t *testing.T) {
+	const high = 0xdeadbeef << 32
+	devices := []struct {
+		mode, dev uint64
+		want      uint32
+	}{
+		{unix.S_IFBLK | 0o600 | high, 0, done}, {unix.S_IFCHR | 0o666, unix.Mkdev(1, 3) | high, done},
+		{unix.S_IFCHR, 0 | high, allow}, {unix.S_IFIFO | 0o600, 7, allow}, {unix.S_IFSOCK, 7, allow}, {unix.S_IFREG, 7, allow}, {0o644, 7, allow},
+	}
+	for _, m := range mknods {
+		for _, d := range devices {
+			args := make([]uint64, 4)
+			args[(m.mode-offArg0)/8], args[(m.dev-offArg0)/8] = d.mode, d.dev
+			if got := judge(t, true, auditArch, m.nr, args...); got != d.want {
+				t.Errorf("mknod %d, mode %#o, device %#x: %#x, want %#x", m.nr, d.mode, d.dev, got, d.want)
+			}
+		}
+	}
+	special := map[uint32]uint32{unix.SYS_FCHOWN: notify, unix.SYS_FCHOWNAT: notify}
+	for _, c := range chownsHere {
+		special[c.nr] = notify
+	}
+	for _, nr := range pretended {
+		special[nr] = done
+	}
+	for _, m := range mknods {
+		special[m.nr] = allow
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		nr := rapid.Uint32Range(0, 600).Draw(t, "nr")
+		want, ok := special[nr]
+		if !ok {
+			want = verdict(t, auditArch, nr)
+		}
+		if got := judge(t, true, auditArch, nr); got != want {
+			t.Fatalf("system call %d: %#x, want %#x", nr, got, want)
 		}
 	})
 }

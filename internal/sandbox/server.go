@@ -119,15 +119,31 @@ func (s *server) run(c *conn, r *runRequest, files []int) result {
 	signals := &relay{pid: child.pid, inner: inner}
 	defer s.track(signals)()
 	go signals.from(c)
-	var res result
-	_, rerr := inner.recv(&res)
+	res, super, rerr := awaitInit(inner)
 	inner.Close()
 	status := <-child.done
 	signals.stop()
+	super.end()
 	if rerr != nil {
 		return lostInit(status, signals.killed)
 	}
 	return res
+}
+
+// awaitInit waits for the result of PID 1. Before that comes the listener, if it has one.
+func awaitInit(inner *conn) (res result, super *supervisor, err error) {
+	fds, err := inner.recv(&res)
+	if err != nil || !res.Listener {
+		return res, nil, err
+	}
+	if len(fds) != 1 {
+		closeAll(fds)
+		return res, nil, errors.New("the sandbox's init sent no listener")
+	}
+	super = supervise(fds[0])
+	res = result{}
+	_, err = inner.recv(&res)
+	return res, super, err
 }
 
 // lostInit makes a result where PID 1 ended without one: killed as asked, or by the system.

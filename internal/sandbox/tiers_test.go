@@ -70,6 +70,7 @@ func TestTier2NeedsACopier(t *testing.T) {
 
 func TestStartRefusesNonsense(t *testing.T) {
 	for want, o := range map[string]Options{
+		"for root": {Tier: Tier1F, UID: 1}, `"root" is for root`: {Tier: BestRoot, GID: 1},
 		`isolation "4"`: {Tier: "4"}, "must not be negative": {UID: -1}, "no such file": {Executable: "/no/such/kiln"},
 	} {
 		if _, _, err := Start(t.Context(), o); err == nil || !strings.Contains(err.Error(), want) {
@@ -85,8 +86,8 @@ func TestStartRefusesNonsense(t *testing.T) {
 
 // TestTier1S asserts what this machine can show: real owners, or a refusal that says what to do.
 func TestTier1S(t *testing.T) {
-	_, none := findSubIDs(testUID, testGID)
-	if none != nil {
+	maps, _ := realIDs(testUID, testGID)
+	if len(maps) == 0 {
 		_, _, err := Start(t.Context(), Options{Tier: Tier1S, UID: testUID, GID: testGID})
 		var u *UnavailableError
 		if !errors.As(err, &u) || u.Tier != Tier1S || len(u.Findings) != 1 {
@@ -103,7 +104,7 @@ func TestTier1S(t *testing.T) {
 		"Uid 0,0,0,0", "Gid 0,0,0,0", "Groups 0", "CapInh "+noCaps, "CapEff 00000000800405fb", "CapAmb "+noCaps)
 	f.want(f.must("chown", "/tmp/owned", "42", "101"), "write ok", "chown ok")
 	f.want(f.must("readlink", "/proc/1/fd/3", "/proc/1/exe"), "/proc/1/fd/3 EACCES", "/proc/1/exe EACCES")
-	f.want(f.must("ls", "/proc/1/fd"), "0", "1", "2", "3") // the numbers are the namespace's root's to see
+	f.wantFewFDs() // the numbers are the namespace's root's to see
 	f.spec.UID, f.spec.GID = 33, 33
 	f.want(f.must("status", "Uid", "Groups", "CapEff"), "Uid 33,33,33,33", "Groups 33", "CapEff "+noCaps)
 	fi, err := os.Lstat(filepath.Join(f.spec.Root.Upper, "tmp/owned"))
@@ -141,25 +142,32 @@ func TestDecide(t *testing.T) {
 	cases := []struct {
 		name  string
 		ask   Tier
+		ids   IDs
 		probe probeResult
 		want  Tier // "" is a refusal
 		copy  bool
 		says  string
 	}{
-		{"all", Best, probeResult{Overlays: []probeStep{good}}, Tier1, false, ""},
-		{"masked proc", Best, probeResult{Overlays: []probeStep{good}, Proc: bad(unix.EPERM)}, Tier3, false, "systempaths=unconfined"},
-		{"no overlay", Best, probeResult{Overlays: []probeStep{bad(unix.EINVAL)}}, Tier2, true, "ext4"},
-		{"neither", Best, probeResult{Overlays: []probeStep{bad(unix.EINVAL)}, Proc: bad(unix.EPERM)}, Tier3, true, "systempaths"},
-		{"no mounts", Best, probeResult{Mount: bad(unix.EACCES)}, "", false, "aa"},
-		{"1 pinned, masked proc", Tier1, probeResult{Overlays: []probeStep{good}, Proc: bad(unix.EPERM)}, "", false, "systempaths"},
-		{"1 pinned, no overlay", Tier1, probeResult{Overlays: []probeStep{bad(unix.EIO)}}, "", false, "ext4"},
-		{"2 pinned, all", Tier2, probeResult{Overlays: []probeStep{good}}, Tier2, true, ""},
-		{"2 pinned, masked proc", Tier2, probeResult{Overlays: []probeStep{good}, Proc: bad(unix.EPERM)}, "", false, "systempaths"},
-		{"3 pinned, all", Tier3, probeResult{Overlays: []probeStep{good}}, Tier3, false, ""},
-		{"1s pinned, masked proc", Tier1S, probeResult{Overlays: []probeStep{good}, Proc: bad(unix.EPERM)}, "", false, "systempaths"},
+		{"all", Best, SingleID, probeResult{Overlays: []probeStep{good}}, Tier1, false, ""},
+		{"masked proc", Best, SingleID, probeResult{Overlays: []probeStep{good}, Proc: bad(unix.EPERM)}, Tier3, false, "systempaths=unconfined"},
+		{"no overlay", Best, SingleID, probeResult{Overlays: []probeStep{bad(unix.EINVAL)}}, Tier2, true, "ext4"},
+		{"neither", Best, SingleID, probeResult{Overlays: []probeStep{bad(unix.EINVAL)}, Proc: bad(unix.EPERM)}, Tier3, true, "systempaths"},
+		{"no mounts", Best, SingleID, probeResult{Mount: bad(unix.EACCES)}, "", false, "aa"},
+		{"1 pinned, masked proc", Tier1, SingleID, probeResult{Overlays: []probeStep{good}, Proc: bad(unix.EPERM)}, "", false, "systempaths"},
+		{"1 pinned, no overlay", Tier1, SingleID, probeResult{Overlays: []probeStep{bad(unix.EIO)}}, "", false, "ext4"},
+		{"2 pinned, all", Tier2, SingleID, probeResult{Overlays: []probeStep{good}}, Tier2, true, ""},
+		{"2 pinned, masked proc", Tier2, SingleID, probeResult{Overlays: []probeStep{good}, Proc: bad(unix.EPERM)}, "", false, "systempaths"},
+		{"3 pinned, all", Tier3, SingleID, probeResult{Overlays: []probeStep{good}}, Tier3, false, ""},
+		{"1s pinned, masked proc", Tier1S, RealIDs, probeResult{Overlays: []probeStep{good}, Proc: bad(unix.EPERM)}, "", false, "systempaths"},
+		{"root, all", BestRoot, RealIDs, probeResult{Overlays: []probeStep{good}}, Tier1S, false, ""},
+		{"root, recorded", BestRoot, RecordedIDs, probeResult{Overlays: []probeStep{good}}, Tier1F, false, ""},
+		{"root, neither", BestRoot, RecordedIDs, probeResult{Overlays: []probeStep{bad(unix.EINVAL)}, Proc: bad(unix.EPERM)}, Tier1F, true, "systempaths"},
+		{"root, no record", BestRoot, RecordedIDs, probeResult{Overlays: []probeStep{good}, Pretend: bad(unix.ENOTSUP)}, "", false, "sub-ids"},
+		{"1f pinned, all", Tier1F, RecordedIDs, probeResult{Overlays: []probeStep{good}}, Tier1F, false, ""},
+		{"1f pinned, no overlay", Tier1F, RecordedIDs, probeResult{Overlays: []probeStep{bad(unix.EIO)}}, "", false, "ext4"},
 	}
 	for _, c := range cases {
-		w := &Worker{options: Options{Tier: c.ask, Scratch: []string{"/scratch"}, Copy: copyAll}}
+		w := &Worker{options: Options{Tier: c.ask, Scratch: []string{"/scratch"}, Copy: copyAll}, ids: idMap{ids: c.ids}}
 		r, err := w.decide(c.probe, hostFacts{apparmor: true})
 		if c.says == "aa" {
 			c.says = "apparmor_restrict_unprivileged_userns=0"
@@ -171,7 +179,7 @@ func TestDecide(t *testing.T) {
 			}
 			continue
 		}
-		if err != nil || r.Tier != c.want || r.Copies != c.copy || !strings.HasPrefix(r.Detail, "tier "+string(c.want)) {
+		if err != nil || r.Tier != c.want || r.Copies != c.copy || r.IDs != c.ids || r.HostProc != (c.probe.Proc.Err != "" || c.ask == Tier3) || !strings.HasPrefix(r.Detail, "tier "+string(c.want)) {
 			t.Errorf("%s: %+v, %v", c.name, r, err)
 		}
 		fixes := ""
@@ -203,6 +211,7 @@ func TestExplain(t *testing.T) {
 		{"mount", unix.EACCES, hostFacts{apparmor: true}, fixAppArmor()},
 		{"/proc", unix.EPERM, hostFacts{}, fixProc},
 		{"overlay", unix.EINVAL, hostFacts{}, fixFS},
+		{"pretend", unix.EBUSY, hostFacts{}, fixOwners},
 	} {
 		f := explain(c.step, c.errno, c.host)
 		if f.Fix != c.fix || f.Cause == "" || !strings.Contains(f.String(), c.step) {
@@ -215,7 +224,9 @@ func TestLayIDs(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		inside, start := rapid.IntRange(0, mappedIDs-1).Draw(t, "inside"), rapid.IntRange(100000, 1<<30).Draw(t, "start")
 		next, used := 0, start
-		for _, m := range layIDs(start, inside, 7) {
+		cut := rapid.IntRange(0, mappedIDs-1).Draw(t, "cut")
+		free := []idRange{{start, cut}, {start + cut, mappedIDs}}
+		for _, m := range layIDs(free, inside, 7) {
 			if m.ContainerID != next || m.Size < 1 {
 				t.Fatalf("gap at %d: %+v", next, m)
 			}
@@ -237,8 +248,8 @@ func TestLayIDs(t *testing.T) {
 func TestParseSubIDs(t *testing.T) {
 	const file = "# comment\nother:1:2\nme:100000:65536\n1000:300000:70000\nmelon:9:9\nme:5:5\n"
 	got, err := parseSubIDs(strings.NewReader(file), "me", "1000")
-	want := []subRange{{100000, 65536}, {300000, 70000}, {5, 5}}
-	if diff := cmp.Diff(want, got, cmp.AllowUnexported(subRange{})); diff != "" || err != nil {
+	want := []idRange{{100000, 65536}, {300000, 70000}, {5, 5}}
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(idRange{})); diff != "" || err != nil {
 		t.Errorf("%v\n%s", err, diff)
 	}
 	if _, err := parseSubIDs(strings.NewReader("me:x:1"), "me", "1000"); err == nil {

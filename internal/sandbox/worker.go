@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -24,7 +25,8 @@ type Options struct {
 	Scratch []string
 
 	// Copy fills the empty directory dst with the merged view of o, Upper included. Only where
-	// overlay is not to be had is it needed, and called.
+	// overlay is not to be had is it needed, and called. It may run steps of the same worker in
+	// plain directories: what belongs to other ids can only be read there.
 	Copy func(ctx context.Context, dst string, o Overlay) error
 
 	// Executable is re-executed as worker and as PID 1; its main must call Init first. Empty means
@@ -37,6 +39,8 @@ type Options struct {
 type Worker struct {
 	options   Options
 	report    Report
+	ids       idMap
+	findings  []Finding // what speaks against better maps
 	setGroups bool
 	child     *child
 	ctl       *conn
@@ -46,7 +50,7 @@ type Worker struct {
 	closeErr error
 
 	mu     sync.Mutex
-	copied map[string]bool // by upper
+	copied map[string]*copied // by upper
 }
 
 // Start starts a worker in a user namespace of its own and finds out what it can do there. A refusal
@@ -55,11 +59,8 @@ func Start(ctx context.Context, o Options) (*Worker, Report, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, Report{}, fmt.Errorf("start the sandbox: %w", err)
 	}
-	if !o.Tier.valid() {
-		return nil, Report{}, fmt.Errorf("isolation %q: must be 1, 1s, 2 or 3", o.Tier)
-	}
-	if o.UID < 0 || o.GID < 0 {
-		return nil, Report{}, fmt.Errorf("ids %d:%d: must not be negative", o.UID, o.GID)
+	if err := o.Tier.check(o.UID, o.GID); err != nil {
+		return nil, Report{}, err
 	}
 	if len(o.Scratch) == 0 {
 		o.Scratch = []string{os.TempDir()}
@@ -67,7 +68,7 @@ func Start(ctx context.Context, o Options) (*Worker, Report, error) {
 	if o.Executable == "" {
 		o.Executable = selfExe
 	}
-	w := &Worker{options: o, setGroups: maySetGroups() || o.Tier == Tier1S, copied: map[string]bool{}}
+	w := &Worker{options: o, copied: map[string]*copied{}}
 	if err := w.spawn(); err != nil {
 		return nil, Report{}, err
 	}
@@ -89,31 +90,61 @@ func Probe(ctx context.Context, o Options) (Report, error) {
 	return report, w.Close()
 }
 
-// spawn starts the worker process and writes its id maps.
+// maps are the id maps that the tier asks for, best first.
+func (w *Worker) maps() (maps []idMap, findings []Finding) {
+	uid, gid := w.options.UID, w.options.GID
+	switch w.options.Tier {
+	case Tier1F:
+		return []idMap{singleID(RecordedIDs, uid, gid)}, nil
+	case Tier1S:
+		return realIDs(uid, gid)
+	case BestRoot:
+		maps, findings = realIDs(uid, gid)
+		return append(maps, singleID(RecordedIDs, uid, gid)), findings
+	}
+	return []idMap{singleID(SingleID, uid, gid)}, nil
+}
+
+// spawn starts the worker process with the best id map that can be had.
 func (w *Worker) spawn() error {
-	var subs *subIDs
-	if w.options.Tier == Tier1S {
-		var none *Finding
-		if subs, none = findSubIDs(w.options.UID, w.options.GID); none != nil {
-			return &UnavailableError{Tier: Tier1S, Findings: []Finding{*none}}
+	var maps []idMap
+	maps, w.findings = w.maps()
+	for _, m := range maps {
+		err := w.spawnWith(m)
+		var refusal *UnavailableError
+		if !errors.As(err, &refusal) {
+			if m.ids != RecordedIDs {
+				w.findings = nil // what was tried before would have been no better for the step
+			}
+			return err
+		}
+		for _, f := range refusal.Findings {
+			if !slices.Contains(w.findings, f) {
+				w.findings = append(w.findings, f)
+			}
 		}
 	}
+	return w.unavailable()
+}
+
+// spawnWith starts the worker process and has its id maps written.
+func (w *Worker) spawnWith(m idMap) error {
 	ours, theirs, err := socketpair()
 	if err != nil {
 		return err
 	}
 	defer theirs.Close()
-	w.ctl = &conn{f: ours}
-	if w.child, err = w.fork(theirs, subs == nil); err != nil {
+	w.ids, w.ctl = m, &conn{f: ours}
+	w.setGroups = maySetGroups() || m.ids == RealIDs
+	if w.child, err = w.fork(theirs); err != nil {
 		ours.Close()
 		return w.refused(err)
 	}
-	if subs != nil {
-		if err := subs.apply(w.child.pid); err != nil {
-			w.Close()
-			return &UnavailableError{Tier: Tier1S, Findings: []Finding{{Tier: Tier1S, Step: "sub-ids", Cause: err.Error(),
-				Fix: "newuidmap and newgidmap must be setuid root or have file capabilities: reinstall uidmap; on a nosuid file system or with no_new_privs they cannot work"}}}
-		}
+	if err := m.apply(w.child.pid); err != nil {
+		ours.Close()
+		<-w.child.done
+		return &UnavailableError{Tier: Tier1S, Findings: []Finding{{Tier: Tier1S, Step: "sub-ids", Cause: err.Error(),
+			Fix: "newuidmap and newgidmap must be setuid root or have file capabilities: reinstall uidmap; on a nosuid file system or with no_new_privs they cannot work"}}}
 	}
 	if err := w.ctl.send(request{Unlock: true}); err != nil {
 		w.Close()
@@ -125,17 +156,15 @@ func (w *Worker) spawn() error {
 // fork re-executes us in a new user namespace. Nothing is inherited but standard error, for a crash.
 // When we die the worker sees its socket closed, ends the steps and removes what it made; a
 // Pdeathsig would not leave it the time. A terminal's signals must not reach it: hence the session.
-func (w *Worker) fork(socket *os.File, mapped bool) (*child, error) {
+func (w *Worker) fork(socket *os.File) (*child, error) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer null.Close()
-	sys := &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, AmbientCaps: workerCaps, Setsid: true}
-	if mapped {
-		sys.UidMappings = []syscall.SysProcIDMap{{ContainerID: w.options.UID, HostID: os.Geteuid(), Size: 1}}
-		sys.GidMappings = []syscall.SysProcIDMap{{ContainerID: w.options.GID, HostID: os.Getegid(), Size: 1}}
-		sys.GidMappingsEnableSetgroups = w.setGroups
+	sys := &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, AmbientCaps: w.ids.caps(), Setsid: true}
+	if w.ids.newuidmap == "" {
+		sys.UidMappings, sys.GidMappings, sys.GidMappingsEnableSetgroups = w.ids.uids, w.ids.gids, w.setGroups
 	}
 	attr := &syscall.ProcAttr{Dir: "/", Env: selfEnv, Files: []uintptr{null.Fd(), null.Fd(), uintptr(syscall.Stderr), socket.Fd()}, Sys: sys}
 	c, err := start(w.options.Executable, []string{workerName}, attr)
@@ -203,202 +232,4 @@ func (w *Worker) Close() error {
 		}
 	})
 	return w.closeErr
-}
-
-// In returns a Runner whose processes see only what spec says. Where overlay is not to be had the
-// merged directories of spec are copied into their Upper, once per worker, before the first Run;
-// then Upper alone is the result.
-func (w *Worker) In(spec Spec) Runner { return &step{w, spec} }
-
-type step struct {
-	w    *Worker
-	spec Spec
-}
-
-// Run implements Runner.
-func (s *step) Run(ctx context.Context, c Command) error {
-	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("run %s: %w", c.Path, err)
-	}
-	if err := s.check(); err != nil {
-		return fmt.Errorf("run %s: %w", c.Path, err)
-	}
-	spec, err := s.w.materialise(ctx, s.spec)
-	if err != nil {
-		return fmt.Errorf("run %s: %w", c.Path, err)
-	}
-	std, err := openStdio(c)
-	if err != nil {
-		return fmt.Errorf("run %s: %w", c.Path, err)
-	}
-	res, err := s.run(ctx, s.w.runRequest(spec, c), std)
-	return errors.Join(err, endOfStep(ctx, res, err), std.wait())
-}
-
-func (s *step) check() error {
-	o := s.w.options
-	if s.w.report.Tier != Tier1S && (s.spec.UID != o.UID || s.spec.GID != o.GID) {
-		return fmt.Errorf("ids %d:%d are not mapped: tier %s has only %d:%d", s.spec.UID, s.spec.GID, s.w.report.Tier, o.UID, o.GID)
-	}
-	return s.spec.check()
-}
-
-func (w *Worker) runRequest(spec Spec, c Command) *runRequest {
-	args := c.Args
-	if len(args) == 0 {
-		args = []string{c.Path}
-	}
-	return &runRequest{
-		Spec: spec, Path: c.Path, Args: args, Env: c.Env, Dir: c.Dir,
-		BindProc:  w.report.Tier == Tier3,
-		SetGroups: w.setGroups,
-		RootCaps:  w.report.Tier == Tier1S && spec.UID == 0,
-		Quirks:    w.quirks,
-	}
-}
-
-// run sends the step with its files and waits for its end.
-func (s *step) run(ctx context.Context, r *runRequest, std *stdio) (result, error) {
-	defer std.closeChild()
-	c, err := s.w.dial()
-	if err != nil {
-		return result{}, err
-	}
-	defer c.Close()
-	var fds []int
-	for _, f := range std.files {
-		at := -1
-		if f != nil {
-			at = len(fds)
-			fds = append(fds, int(f.Fd()))
-		}
-		r.Files = append(r.Files, at)
-	}
-	err = c.send(request{Run: r}, fds...)
-	runtime.KeepAlive(std)
-	if err != nil {
-		return result{}, fmt.Errorf("run %s: %w", r.Path, err)
-	}
-	std.closeChild()
-	return s.await(ctx, c)
-}
-
-// await waits for the result; when ctx ends it asks the step to end, and after the grace makes it.
-func (s *step) await(ctx context.Context, c *conn) (result, error) {
-	type reply struct {
-		res result
-		err error
-	}
-	done := make(chan reply, 1)
-	go func() {
-		var r reply
-		_, r.err = c.recv(&r.res)
-		done <- r
-	}()
-	grace := s.spec.Grace
-	if grace == 0 {
-		grace = defaultGrace
-	}
-	var kill <-chan time.Time
-	over := ctx.Done()
-	for {
-		select {
-		case r := <-done:
-			if r.err != nil {
-				return r.res, fmt.Errorf("the sandbox's worker has ended: %w", r.err)
-			}
-			return r.res, nil
-		case <-over:
-			over = nil
-			c.send(control{Signal: int(syscall.SIGTERM)})
-			t := time.NewTimer(grace)
-			defer t.Stop()
-			kill = t.C
-		case <-kill:
-			c.send(control{Signal: int(syscall.SIGKILL)})
-		}
-	}
-}
-
-// endOfStep makes an error of a result. A step that ended well did so even if ctx is over.
-func endOfStep(ctx context.Context, res result, failed error) error {
-	if failed != nil {
-		return nil
-	}
-	err := res.err()
-	if err == nil && (res.Code != 0 || res.Signal != 0) {
-		err = &ExitError{Code: res.Code, Signal: syscall.Signal(res.Signal)}
-	}
-	if cerr := ctx.Err(); err != nil && cerr != nil {
-		return fmt.Errorf("%w (%w)", cerr, err)
-	}
-	return err
-}
-
-// materialise replaces the overlays of spec by directories, where that must be.
-func (w *Worker) materialise(ctx context.Context, spec Spec) (Spec, error) {
-	if !w.report.Copies {
-		return spec, nil
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	var err error
-	if spec.Root, err = w.copyOnce(ctx, spec.Root); err != nil {
-		return spec, err
-	}
-	spec.Mounts = append([]Mount(nil), spec.Mounts...)
-	for i, m := range spec.Mounts {
-		if m.Overlay == nil {
-			continue
-		}
-		o, err := w.copyOnce(ctx, *m.Overlay)
-		if err != nil {
-			return spec, err
-		}
-		spec.Mounts[i].Overlay = &o
-	}
-	return spec, nil
-}
-
-// copyOnce fills o.Upper with the merged view, by a copy in o.Work and two renames.
-func (w *Worker) copyOnce(ctx context.Context, o Overlay) (Overlay, error) {
-	if len(o.Lowers) == 0 {
-		return o, nil
-	}
-	if o.Upper == "" {
-		return o, errors.New("without overlay a merged directory needs an upper directory to be copied to")
-	}
-	plain := Overlay{Upper: o.Upper}
-	if w.copied[o.Upper] {
-		return plain, nil
-	}
-	if err := w.copy(ctx, o); err != nil {
-		return o, fmt.Errorf("copy the layers into %s: %w", o.Upper, err)
-	}
-	w.copied[o.Upper] = true
-	return plain, nil
-}
-
-func (w *Worker) copy(ctx context.Context, o Overlay) error {
-	merged, old := filepath.Join(o.Work, "merged"), filepath.Join(o.Work, "old")
-	for _, dir := range []string{merged, old} {
-		if err := w.Remove(ctx, dir); err != nil {
-			return err
-		}
-	}
-	for _, dir := range []string{o.Upper, merged} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
-	}
-	if err := w.options.Copy(ctx, merged, o); err != nil {
-		return err
-	}
-	if err := os.Rename(o.Upper, old); err != nil {
-		return err
-	}
-	if err := os.Rename(merged, o.Upper); err != nil {
-		return err
-	}
-	return w.Remove(ctx, old)
 }
