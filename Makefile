@@ -61,8 +61,8 @@ bench: build ## measure speed, each figure beside the same tree through a pipe
 	$(GO) run ./test/bench
 
 .PHONY: torture
-torture: build ## kill, starve and damage the store for as long as it takes
-	KILN_TORTURE=1 $(GO) test -count=1 -timeout 60m -run 'Torture' -v ./internal/store/...
+torture: build ## kill, starve and damage store and caches for as long as it takes
+	KILN_TORTURE=1 $(GO) test -count=1 -timeout 60m -run 'Torture' -v ./internal/store/... ./internal/cache/...
 
 .PHONY: deps
 deps: ## install what the tests need (Debian packages), or say what is missing

@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
+	"github.com/kilnbuild/kiln/internal/cache"
 	"github.com/kilnbuild/kiln/internal/event"
 	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -247,6 +248,10 @@ func TestCreatorMakesTheSame(t *testing.T) {
 	}
 	w.buildpack("second", "#!/bin/sh\nexit 100\n", "")
 	w.want(spec.ExitDetectFail, w.run(creator, "-run", w.path("run.toml"), host+"/me/created:1"))
+}
+
+func (c storeCache) Save(ctx context.Context, md spec.CacheMetadata, _ cache.Open) error {
+	return c.Cache.Save(ctx, md)
 }
 
 // storePlaces is what kiln's own process lends to the trusted phases.

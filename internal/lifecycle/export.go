@@ -13,6 +13,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/phase"
+	"github.com/kilnbuild/kiln/internal/registry"
 	"github.com/kilnbuild/kiln/internal/spec"
 	"github.com/kilnbuild/kiln/internal/store"
 )
@@ -134,23 +135,18 @@ func (h Host) deliver(ctx context.Context, in inputs, p *Places, keep phase.Laye
 	if err != nil {
 		return err
 	}
+	img, err := p.sent(ctx, keep, input)
+	if err != nil {
+		return err
+	}
 	export := func(ctx context.Context) (err error) {
-		p.Report, err = phase.Export(ctx, p.Target, in.args, p.Exported.Image, trusted, false, h.Events)
+		p.Report, err = phase.Export(ctx, p.Target, in.args, img, trusted, false, h.Events)
 		if len(p.Report.Image.Tags) > 0 {
 			err = errors.Join(err, h.encode(in.report, p.Report))
 		}
 		return err
 	}
-	cache, err := p.cache(in)
-	if err != nil {
-		return err
-	}
-	save := func(ctx context.Context) (err error) {
-		if cache != nil {
-			p.Cached, err = phase.SaveCache(ctx, keptCache(cache, keep), keep, input, p.Exported, h.Events)
-		}
-		return err
-	}
+	save := func(ctx context.Context) error { return h.saveCache(ctx, in, p, keep, input) }
 	if in.parallel {
 		group, gctx := errgroup.WithContext(ctx)
 		group.Go(func() error { return export(gctx) })
@@ -161,6 +157,44 @@ func (h Host) deliver(ctx context.Context, in inputs, p *Places, keep phase.Laye
 		return err
 	}
 	return save(ctx)
+}
+
+// sent is the image as it is sent: to a registry the new layers go compressed,
+// those of the run image as they are.
+func (p *Places) sent(ctx context.Context, keep phase.Layers, input phase.Input) (v1.Image, error) {
+	if _, ok := p.Target.(*registry.Registry); !ok {
+		return p.Exported.Image, nil
+	}
+	return image.MapLayers(p.Exported.Image, func(l v1.Layer) (v1.Layer, error) {
+		diffID, err := l.DiffID()
+		if err != nil {
+			return nil, err
+		}
+		if _, err := input.Run.LayerByDiffID(diffID); err == nil {
+			return l, nil
+		}
+		mine, err := keep.Layer(ctx, diffID.String())
+		if errors.Is(err, image.ErrNotFound) {
+			return l, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if digest, err := l.Digest(); err != nil || digest != diffID {
+			return l, err // the previous image has it compressed
+		}
+		return compressed(ctx, keep, mine)
+	})
+}
+
+// compressed is a layer as registries expect it, if keep can make that.
+func compressed(ctx context.Context, keep phase.Layers, l v1.Layer) (v1.Layer, error) {
+	if c, ok := keep.(interface {
+		Compressed(context.Context, v1.Layer) (v1.Layer, error)
+	}); ok {
+		return c.Compressed(ctx, l)
+	}
+	return l, nil
 }
 
 // trusted are the blobs that need not be read again after the export.

@@ -5,10 +5,12 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/kilnbuild/kiln/internal/cache"
 	"github.com/kilnbuild/kiln/internal/event"
 	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/phase"
+	"github.com/kilnbuild/kiln/internal/registry"
 	"github.com/kilnbuild/kiln/internal/sandbox"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
@@ -60,7 +62,7 @@ type Places struct {
 	Trusted image.Known
 	// Layers keeps finished layers; nil is a directory that goes with the phase.
 	Layers phase.Layers
-	// Cache is the app's cache; nil is that of -cache-dir.
+	// Cache is the app's cache; nil is that of -cache-image or -cache-dir.
 	Cache Cache
 	// Place puts a cached layer into <layers>; nil unpacks it there.
 	Place phase.Place
@@ -80,6 +82,9 @@ type Places struct {
 	// What one phase found out and a later one would have to find out again.
 	run, previous opened
 	known         phase.Known
+
+	registry   *registry.Registry
+	cacheImage *cache.Image
 }
 
 // opened is an image together with the reference that analyzed.toml has for it.

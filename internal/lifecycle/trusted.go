@@ -37,7 +37,7 @@ func (h Host) places(in inputs) (*Places, error) {
 		}
 		return p, nil
 	}
-	r, err := registry.New(registry.Options{Auth: in.registryAuth, Insecure: in.insecure, Events: h.Events})
+	r, err := h.registry(in, p)
 	if err != nil {
 		return nil, err
 	}
@@ -51,6 +51,14 @@ func (h Host) places(in inputs) (*Places, error) {
 		p.Bases = r
 	}
 	return p, nil
+}
+
+// registry is the registries of the build, whatever else images are in.
+func (h Host) registry(in inputs, p *Places) (r *registry.Registry, err error) {
+	if p.registry == nil {
+		p.registry, err = registry.New(registry.Options{Auth: in.registryAuth, Insecure: in.insecure, Events: h.Events})
+	}
+	return p.registry, err
 }
 
 // checkNames holds the names of a build to the rules that registries have; a
@@ -167,10 +175,11 @@ func (h Host) restore(ctx context.Context, in inputs) error {
 		PlatformAPI: in.api, SkipLayers: in.skipLayers, ExecEnv: in.execEnv,
 		PlaceSBOM: p.PlaceSBOM, Previous: p.previous.image,
 	}
-	cache, err := p.cache(in)
+	cache, done, err := h.openCache(ctx, in, p)
 	if err != nil {
 		return err
 	}
+	defer done()
 	if p.known, err = phase.Restore(ctx, cache, place, group, refreshed, layers, set, h.Events); err != nil {
 		return err
 	}

@@ -405,7 +405,7 @@ func TestRestoreInPlace(t *testing.T) {
 	a, err := Analyze(t.Context(), x.store, Names{Image: "app", Run: runName}, spec.RunTOML{}, AnalyzeSetting{PlatformAPI: testAPI}, &x.layers, &x.events)
 	must(t, err)
 	old := unix.Umask(0o077)
-	known, err := Restore(t.Context(), reader{x.cache, x.store}, Extract(x.layers), x.group, a.Analyzed, x.layers, RestoreSetting{PlatformAPI: testAPI}, &x.events)
+	known, err := Restore(t.Context(), kept{x.cache, x.store}, Extract(x.layers), x.group, a.Analyzed, x.layers, RestoreSetting{PlatformAPI: testAPI}, &x.events)
 	unix.Umask(old)
 	must(t, err)
 	var got []string
@@ -440,7 +440,7 @@ func TestRestoreOnlyStore(t *testing.T) {
 		x.fresh()
 		a, err := Analyze(t.Context(), x.store, Names{Image: "app", Run: runName}, spec.RunTOML{}, AnalyzeSetting{PlatformAPI: testAPI}, nil, &x.events)
 		must(t, err)
-		known, err := Restore(t.Context(), reader{x.cache, x.store}, nil, x.group, a.Analyzed, x.layers, RestoreSetting{PlatformAPI: api, SkipLayers: true}, &x.events)
+		known, err := Restore(t.Context(), kept{x.cache, x.store}, nil, x.group, a.Analyzed, x.layers, RestoreSetting{PlatformAPI: api, SkipLayers: true}, &x.events)
 		must(t, err)
 		list, err := filepath.Glob(filepath.Join(x.layers.Upper, "*/*"))
 		must(t, err)
@@ -464,7 +464,7 @@ func TestRestoreNothingForOthers(t *testing.T) {
 		x.fresh()
 		a, err := Analyze(t.Context(), x.store, Names{Image: "app", Run: runName}, spec.RunTOML{}, AnalyzeSetting{PlatformAPI: testAPI}, &x.layers, &x.events)
 		must(t, err)
-		known, err := Restore(t.Context(), reader{x.cache, x.store}, Extract(x.layers), spec.Group{Group: test.group}, a.Analyzed, x.layers, RestoreSetting{PlatformAPI: testAPI, ExecEnv: test.execEnv}, &x.events)
+		known, err := Restore(t.Context(), kept{x.cache, x.store}, Extract(x.layers), spec.Group{Group: test.group}, a.Analyzed, x.layers, RestoreSetting{PlatformAPI: testAPI, ExecEnv: test.execEnv}, &x.events)
 		must(t, err)
 		list, err := os.ReadDir(x.layers.Upper)
 		if err != nil || len(list) != 0 || len(known) != 0 {
@@ -534,7 +534,7 @@ func TestRestoreCancelled(t *testing.T) {
 	x.export()
 	x.fresh()
 	ctx, cancel := context.WithCancel(t.Context())
-	_, err := Restore(ctx, reader{x.cache, x.store}, func(context.Context, string, v1.Layer) error {
+	_, err := Restore(ctx, kept{x.cache, x.store}, func(context.Context, string, v1.Layer) error {
 		cancel()
 		return context.Canceled
 	}, x.group, spec.Analyzed{}, x.layers, RestoreSetting{PlatformAPI: testAPI}, &x.events)

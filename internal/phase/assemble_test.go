@@ -653,4 +653,6 @@ func TestSaveCacheFailureIsAWarning(t *testing.T) {
 
 type noCache struct{}
 
-func (noCache) Save(context.Context, spec.CacheMetadata) error { return fs.ErrPermission }
+func (noCache) Save(context.Context, spec.CacheMetadata, func(context.Context, string) (v1.Layer, error)) error {
+	return fs.ErrPermission
+}

@@ -16,16 +16,18 @@ import (
 	"github.com/kilnbuild/kiln/internal/spec"
 )
 
-// CacheWriter keeps metadata of cached layers, all at once or not at all. The
-// layers that it speaks of are in the Layers that SaveCache was given.
+// CacheWriter keeps metadata of cached layers and the layers that it speaks of,
+// all at once or not at all. Those that it does not have it takes from open,
+// which finds a layer by its diffID.
 type CacheWriter interface {
-	Save(ctx context.Context, md spec.CacheMetadata) error
+	Save(ctx context.Context, md spec.CacheMetadata, open func(ctx context.Context, diffID string) (v1.Layer, error)) error
 }
 
 // SaveCache keeps the cache layers of a build, and the SBOMs of cache layers,
-// for the next one: in keep, which is where cache has its layers. in and out are
-// those of Assemble; layers that went into the image are not read again, those
-// that nobody touched not at all. What the cache had before is gone from it.
+// for the next one: they are put into keep, where cache finds them. in and out
+// are those of Assemble; layers that went into the image are not read again,
+// those that nobody touched not at all. What the cache had before is gone from
+// it.
 //
 // An app image is no worse for its cache, so a failure is only a warning; the
 // error is ctx's. The result says which diffIDs the cached layers have.
@@ -61,7 +63,7 @@ func (c *cacher) save(ctx context.Context, cache CacheWriter) error {
 		return fmt.Errorf("SBOMs: %w", err)
 	}
 	md.SBOM.SHA = sbom
-	return cache.Save(ctx, md)
+	return cache.Save(ctx, md, c.keep.Layer)
 }
 
 func (c *cacher) buildpack(ctx context.Context, e spec.GroupElement) (spec.BuildpackLayers, error) {

@@ -172,7 +172,7 @@ func (x *site) restore() {
 		x.t.Fatal(err)
 	}
 	trees := make(chan string, 100)
-	x.known, err = Restore(x.t.Context(), reader{x.cache, x.store}, func(ctx context.Context, _ string, l v1.Layer) error {
+	x.known, err = Restore(x.t.Context(), kept{x.cache, x.store}, func(ctx context.Context, _ string, l v1.Layer) error {
 		tree, err := x.store.Tree(ctx, l)
 		trees <- tree
 		return err
@@ -193,14 +193,18 @@ func (x *site) restore() {
 	}
 }
 
-// reader is what a host makes of its store for Restore.
-type reader struct {
+// kept is what a host makes of its store for Restore and SaveCache.
+type kept struct {
 	*store.Cache
 	store *store.Store
 }
 
-func (r reader) Layer(ctx context.Context, diffID string) (v1.Layer, error) {
+func (r kept) Layer(ctx context.Context, diffID string) (v1.Layer, error) {
 	return r.store.Layer(ctx, diffID)
+}
+
+func (r kept) Save(ctx context.Context, md spec.CacheMetadata, _ func(context.Context, string) (v1.Layer, error)) error {
+	return r.Cache.Save(ctx, md)
 }
 
 func (x *site) input() Input {
@@ -248,7 +252,7 @@ func (x *site) export(change ...func(*Input)) Output {
 	if _, err := Export(x.t.Context(), x.store, []string{"app"}, out.Image, nil, false, &x.events); err != nil {
 		x.t.Fatal(err)
 	}
-	if _, err := SaveCache(x.t.Context(), x.cache, x.store, in, out, &x.events); err != nil {
+	if _, err := SaveCache(x.t.Context(), kept{x.cache, x.store}, x.store, in, out, &x.events); err != nil {
 		x.t.Fatal(err)
 	}
 	return out

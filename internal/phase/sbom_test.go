@@ -111,7 +111,7 @@ func TestRestoreOfSBOMsThatAreNotPlaced(t *testing.T) {
 			}
 			return layer.Stack{Lowers: []string{filepath.Join(tree, "layers")}}, err
 		}
-		known, err := Restore(t.Context(), reader{x.cache, x.store}, Extract(x.layers), x.group, a.Analyzed, x.layers, set, &x.events)
+		known, err := Restore(t.Context(), kept{x.cache, x.store}, Extract(x.layers), x.group, a.Analyzed, x.layers, set, &x.events)
 		must(t, err)
 		if (known["sbom/launch"] != "") != placed || (known["sbom/cache"] != "") != placed || x.warnings() != nil {
 			t.Errorf("known %v, warnings %q", known, x.warnings())

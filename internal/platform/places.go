@@ -282,6 +282,11 @@ func (c appCache) Layer(ctx context.Context, diffID string) (v1.Layer, error) {
 	return c.store.Layer(ctx, diffID)
 }
 
+// Save implements phase.CacheWriter: the layers are in the store.
+func (c appCache) Save(ctx context.Context, md spec.CacheMetadata, _ func(context.Context, string) (v1.Layer, error)) error {
+	return c.Cache.Save(ctx, md)
+}
+
 // cacheKey says whose cache it is: the image's, by name, whoever the builder
 // builds as, since the owner is in every byte of a layer.
 func (b *build) cacheKey() (string, error) {

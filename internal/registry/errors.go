@@ -35,8 +35,9 @@ var (
 type side string
 
 const (
-	reading side = "read image"
-	writing side = "write image"
+	reading  side = "read image"
+	writing  side = "write image"
+	deleting side = "delete image"
 )
 
 // fail names the reference, the host and what went wrong, in words and without

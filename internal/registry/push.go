@@ -116,27 +116,12 @@ func newPush(ref string, parsed name.Reference, img v1.Image) (*push, error) {
 			return nil, fmt.Errorf("open layer %s: %w", d.Digest, err)
 		}
 		it := item{desc: d, open: l.Compressed}
-		if l := origin(l); l != nil && sameRegistry(l.img.c.repo, parsed.Context()) {
-			it.from = l.img.c.repo
+		if repo, ok := home(l); ok && sameRegistry(repo, parsed.Context()) {
+			it.from = repo
 		}
 		p.items = append(p.items, it)
 	}
 	return p, nil
-}
-
-// origin finds the layer of a registry's image that l is, or nil; image.Append
-// wraps one when its media type has to change.
-func origin(l v1.Layer) *layer {
-	for {
-		switch t := l.(type) {
-		case *layer:
-			return t
-		case interface{ Unwrap() v1.Layer }:
-			l = t.Unwrap()
-		default:
-			return nil
-		}
-	}
 }
 
 // sources are the repositories that blobs may be mounted from.

@@ -218,6 +218,10 @@ func (s *Store) hasBlob(hex string, size int64) bool {
 	if err != nil {
 		return false
 	}
+	if !fi.Mode().IsRegular() {
+		_ = s.quarantine(hex, fi, errNoFile.Error())
+		return false
+	}
 	if size >= 0 && fi.Size() != size {
 		_ = s.quarantine(hex, fi, fmt.Sprintf("has %d bytes, should have %d", fi.Size(), size))
 		return false
@@ -237,15 +241,23 @@ func (s *Store) OpenBlob(ctx context.Context, digest string) (io.ReadCloser, int
 	return s.openBlob(ctx, hex, -1)
 }
 
+// maxBlob bounds a blob, in bytes: a layer's files may have half as much.
+const maxBlob = 128 << 30
+
 func (s *Store) openBlob(ctx context.Context, hex string, want int64) (io.ReadCloser, int64, error) {
-	f, err := os.Open(s.blobPath(hex))
+	f, fi, err := openFile(s.blobPath(hex))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, 0, fmt.Errorf("blob sha256:%s in store: %w", hex, image.ErrNotFound)
+	}
+	if errors.Is(err, errNoFile) {
+		return nil, 0, s.damaged(hex, fi, err.Error())
 	}
 	if err != nil {
 		return nil, 0, err
 	}
-	fi, err := f.Stat()
+	if fi.Size() > maxBlob {
+		err = s.damaged(hex, fi, fmt.Sprintf("has %d bytes, more than any", fi.Size()))
+	}
 	if err == nil && want >= 0 && fi.Size() != want {
 		err = s.damaged(hex, fi, fmt.Sprintf("has %d bytes, should have %d", fi.Size(), want))
 	}

@@ -188,7 +188,7 @@ func (s *Store) findLayer(diffID string) (v1.Descriptor, error) {
 	if err != nil {
 		return v1.Descriptor{}, fmt.Errorf("layer: %w", err)
 	}
-	if fi, err := os.Lstat(s.blobPath(hex)); err == nil {
+	if fi, err := os.Lstat(s.blobPath(hex)); err == nil && s.hasBlob(hex, -1) {
 		return v1.Descriptor{MediaType: types.OCIUncompressedLayer, Size: fi.Size(), Digest: v1.Hash{Algorithm: "sha256", Hex: hex}}, nil
 	}
 	for _, kind := range []string{blobMemo, gzipMemo} {

@@ -8,8 +8,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kilnbuild/kiln/internal/layer"
 )
 
 // sealed is a small JSON document together with its digest, so that damage is
@@ -52,10 +58,48 @@ func digestOf(b []byte) string {
 	return "sha256:" + hex.EncodeToString(h[:])
 }
 
+// maxSealed bounds a sealed document, in bytes. The largest is a cache's: what
+// buildpacks remember, who may write documents of 8 MiB.
+const maxSealed = 64 << 20
+
+// errNoFile says that something else is where a file should be.
+var errNoFile = errors.New("it is no regular file")
+
+// openFile opens a regular file, and waits for and follows nothing else. The
+// FileInfo is there with errNoFile, too.
+func openFile(path string) (*os.File, fs.FileInfo, error) {
+	fi, err := os.Lstat(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !fi.Mode().IsRegular() {
+		return nil, fi, &fs.PathError{Op: "open", Path: path, Err: errNoFile}
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	if fi, err = f.Stat(); err != nil {
+		return nil, nil, errors.Join(err, f.Close())
+	}
+	return f, fi, nil
+}
+
 func readSealed(path string, v any) error {
-	b, err := os.ReadFile(path)
+	f, _, err := openFile(path)
+	if errors.Is(err, errNoFile) {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
 	if err != nil {
 		return err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxSealed+1))
+	if err != nil {
+		return err
+	}
+	if len(b) > maxSealed {
+		return fmt.Errorf("%s: %w: more than %d bytes", path, ErrDamaged, maxSealed)
 	}
 	if err := unseal(b, v); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
@@ -81,6 +125,12 @@ func (s *Store) replace(ctx context.Context, path string, data []byte, durable b
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = os.Rename(tmp, path)
+	}
+	if fi, statErr := os.Lstat(path); err != nil && statErr == nil && fi.IsDir() {
+		// No program of ours made that.
+		if err = layer.Remove(path); err == nil {
+			err = os.Rename(tmp, path)
+		}
 	}
 	if err != nil {
 		_ = os.Remove(tmp)
