@@ -110,27 +110,32 @@ printf '[[processes]]\ntype = "web"\ncommand = ["run"]\ndefault = true\n' > laun
 `)
 }
 
-func (w *world) phases(host string) [][]string {
-	img := host + "/me/app:1"
-	run, cache := []string{"-run", w.path("run.toml")}, []string{"-cache-dir", w.path("cache")}
+func (w *world) phases(host string, more ...string) [][]string {
+	repo := host + "/me/app"
+	if w.repo != "" {
+		repo = host + "/" + w.repo
+	}
+	img := repo + ":1"
+	run, cache := []string{"-run", w.path("run.toml")}, append([]string{"-cache-dir", w.path("cache")}, more...)
 	return [][]string{
-		slices.Concat([]string{analyzer}, run, []string{"-tag", host + "/me/app:2", img}),
+		slices.Concat([]string{analyzer}, run, []string{"-tag", repo + ":2", img}),
 		{detector},
 		slices.Concat([]string{restorer}, run, cache),
 		{builder},
-		slices.Concat([]string{exporter}, run, cache, []string{"-launcher", w.path("launcher"), "-launcher-sbom", w.dir, "-uid", "1000", "-gid", "1000", img, host + "/me/app:2"}),
+		slices.Concat([]string{exporter}, run, cache, []string{"-launcher", w.path("launcher"), "-launcher-sbom", w.dir, "-uid", "1000", "-gid", "1000", img, repo + ":2"}),
 	}
 }
 
-// build runs the five phases and returns what the buildpacks said.
-func (w *world) build(host string) string {
+// build runs the five phases, restorer and exporter with more arguments, and
+// returns what the buildpacks said.
+func (w *world) build(host string, more ...string) string {
 	w.Helper()
 	if err := os.RemoveAll(w.path("layers")); err != nil {
 		w.Fatal(err)
 	}
 	w.mkdir("layers")
 	var said strings.Builder
-	for _, argv := range w.phases(host) {
+	for _, argv := range w.phases(host, more...) {
 		if code := w.run(argv[0], argv[1:]...); code != 0 {
 			w.Fatalf("%s: exit code %d\n%s%s", argv[0], code, w.stdout.String(), w.stderr.String())
 		}

@@ -16,12 +16,30 @@ const manualHead = "# The lifecycle's commands\n\n<!-- Made by go test ./interna
 	"`/cnb/lifecycle` in every build that kiln runs, over whatever lifecycle the builder brought. This is every input\n" +
 	"of every command. A flag beats its variable, which beats the default.\n\n"
 
+const manualTail = `
+## Caches
+
+` + "`-cache-dir`" + ` and ` + "`-cache-image`" + ` keep a build's cached layers in the form that lifecycles share, so a cache that another
+lifecycle wrote is used, and the other way round. Both given, the image is used.
+
+- A directory holds ` + "`committed/`" + `, with the metadata and one uncompressed tar for each layer. It is locked by
+  ` + "`kiln.lock`" + ` beside it, for which a second builder waits, saying for whom; it is on the disk before it takes the old
+  one's place. A directory that cannot be written to is restored from.
+- An image is in a registry, also with ` + "`-daemon`" + ` and ` + "`-layout`" + `: one layer for each cached layer, and the metadata in its label
+  ` + "`io.buildpacks.lifecycle.cache.metadata`" + `. What has not changed is not sent again. A registry has no lock: of two builders
+  the last one's cache stands. Before Platform API 0.13 the image that was there before is deleted.
+
+Every layer is hashed while it is read. One that is not what it should be is not restored, and a warning says which; the
+build makes it anew. No failure of a cache fails an export.
+`
+
 // docs/lifecycle.md is the table of inputs, for people.
 func TestDocs(t *testing.T) {
 	var b strings.Builder
 	b.WriteString(manualHead)
 	fmt.Fprintf(&b, "Platform APIs: %s. Buildpack APIs: %s.\n\n", strings.Join(spec.PlatformAPIs, ", "), strings.Join(spec.BuildpackAPIs, ", "))
 	b.WriteString(markdown())
+	b.WriteString(manualTail)
 	const file = "../../docs/lifecycle.md"
 	if *update {
 		if err := os.WriteFile(file, []byte(b.String()), 0o644); err != nil {

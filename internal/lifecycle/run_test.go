@@ -23,7 +23,7 @@ import (
 // world is a build container in a directory, with two buildpacks.
 type world struct {
 	*testing.T
-	dir            string
+	dir, repo      string // repo is what the app's image is in, unless it is me/app
 	host           Host
 	environ        []string // more of the environment; goes before the rest
 	stdout, stderr bytes.Buffer

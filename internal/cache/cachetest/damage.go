@@ -43,7 +43,10 @@ var damages = map[string]func(t *testing.T, file string){
 		remove(t, file)
 		check(t, os.Symlink(filepath.Base(file), file))
 	},
-	"huge": func(t *testing.T, file string) { check(t, os.Truncate(file, 1<<42)) }, // sparse: it needs no space
+	"huge": func(t *testing.T, file string) {
+		check(t, os.Chmod(file, 0o644))
+		check(t, os.Truncate(file, 1<<42)) // sparse: it needs no space
+	},
 }
 
 func check(t *testing.T, err error) {

@@ -75,7 +75,7 @@ func Start(t testing.TB, o Options) *Registry {
 	write(t, filepath.Join(dir, "config.yml"), config)
 	cmd := exec.Command(bin, "serve", filepath.Join(dir, "config.yml"))
 	// It takes REGISTRY_AUTH_FILE, which is podman's, for its own.
-	cmd.Env = []string{"HOME=" + dir, "PATH=" + os.Getenv("PATH")}
+	cmd.Env = []string{"HOME=" + dir}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
