@@ -348,3 +348,55 @@ func TestBestRoot(t *testing.T) {
 		t.Errorf("report %+v", f.rep)
 	}
 }
+
+// TestLayersAreHandledInside: unpacking a layer, copying into one and writing the difference that a
+// step made are steps as well, for what belongs to others can be read and made nowhere else.
+func TestLayersAreHandledInside(t *testing.T) {
+	rootTiers(t, func(t *testing.T, f *fixture) {
+		f.write("lower/etc/gone", "")
+		f.write("lower/etc/dir/gone", "")
+		// A step whose difference is wanted.
+		f.script([]string{"rm /etc/gone", "rm /etc/dir", "mkdir /etc/dir", "write /etc/dir/secret s", "setcap /etc/dir/secret", "chown /etc/dir/secret 7 8", "chmod /etc/dir/secret 0o600",
+			"setcap /etc/dir/secret", "chown /etc/dir 7 8", "chmod /etc/dir 0o700"})
+		f.mkdir("layer", "empty")
+		tool := f.spec
+		tool.Root = Overlay{Upper: f.path("empty")}
+		tool.Mounts = append(slices.Clip(tool.Mounts), Mount{Target: "/lower", Source: f.path("lower"), ReadOnly: true},
+			Mount{Target: "/upper", Source: f.spec.Root.Upper}, Mount{Target: "/layer", Source: f.path("layer")})
+		g := *f
+		g.spec = tool
+		record := "0:0"
+		if f.rep.IDs == RecordedIDs {
+			g.script([]string{"getxattr /upper/etc/dir " + OwnerXattr}, `/upper/etc/dir `+OwnerXattr+` "7:8"`)
+		} else {
+			record = "7:8"
+		}
+		// It can all be read: whiteouts, opaque marks, capabilities, what nobody else may.
+		g.script([]string{"stat /upper/etc/gone", "getxattr /upper/etc/dir user.overlay.opaque", "stat /upper/etc/dir/secret", "getxattr /upper/etc/dir/secret security.capability", "ls /lower/etc",
+			"write /lower/x x"},
+			"/upper/etc/gone 020000 0:0 0", `/upper/etc/dir user.overlay.opaque "y"`, "/upper/etc/dir/secret 0100600 "+record+" 0", "/upper/etc/dir/secret security.capability "+fileCap,
+			"/lower/etc/dir", "/lower/etc/gone", "write /lower/x x EROFS")
+		g.want(g.must("cat", "/upper/etc/dir/secret"), `/upper/etc/dir/secret "s"`)
+		// It can all be made, and is then a layer that the next step has below.
+		g.script([]string{"mkdir /layer/etc/dir", "mknod /layer/etc/gone 0o20000 0 0", "setxattr /layer/etc/dir user.overlay.opaque y", "write /layer/etc/dir/new n", "chown /layer/etc/dir/new 33 34",
+			"setcap /layer/etc/dir/new", "chmod /layer/etc/dir/new 0o4750"})
+		f.spec.Root = f.overlay("next", f.path("layer"), f.path("lower"))
+		f.script([]string{"ls /etc", "ls /etc/dir", "chown /etc/dir/new -1 35"}, "/etc/dir", "/etc/dir/new")
+		f.wantOwner("etc/dir/new", "33:35")
+		for _, rel := range []string{"layer", "scratch"} {
+			if err := f.w.Remove(t.Context(), f.path(rel)); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// TestTheToolIsSafe: the program that handles layers is ours and runs as our own user outside. What it
+// runs on may not change it.
+func TestTheToolIsSafe(t *testing.T) {
+	rootTiers(t, func(t *testing.T, f *fixture) {
+		f.want(f.must("open", "/probe", "/proc/self/exe"), "/probe EROFS|ETXTBSY", "/proc/self/exe EROFS|ETXTBSY")
+		f.script([]string{"chown /probe 1 1", "chmod /probe 0o777", "chown /probe 0 0", "rm /probe", "setxattr /probe user.x y", "throughfd /probe 0 0"}, "chown /probe 1 1 EROFS", "chmod /probe 0o777 EROFS",
+			"chown /probe 0 0 EROFS", "rm /probe device or resource busy", "setxattr /probe user.x y EROFS", "throughfd /probe 0 0 EROFS")
+	})
+}
