@@ -58,17 +58,9 @@ func newPodman() (podmanHome, error) {
 	return podmanHome{dir}, os.Mkdir(filepath.Join(dir, "run"), 0o700)
 }
 
-// run runs podman and returns its last line. Cgroups are left alone, since not
-// every host lets them be made; without sub-ids there is one id, so owners
-// cannot be kept.
+// run runs podman and returns its last line.
 func (p podmanHome) run(args ...string) (string, error) {
-	global := []string{"--root", p.dir + "/root", "--runroot", p.dir + "/runroot", "--tmpdir", p.dir + "/tmp",
-		"--storage-driver", "overlay", "--cgroup-manager", "cgroupfs", "--events-backend", "none"}
-	if os.Getuid() != 0 {
-		global = append(global, "--storage-opt", "overlay.ignore_chown_errors=true")
-	}
-	cmd := exec.Command("podman", append(global, args...)...)
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH") + ":/usr/sbin:/sbin", "HOME=" + p.dir, "XDG_RUNTIME_DIR=" + p.dir + "/run"}
+	cmd := p.command(args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
@@ -76,6 +68,20 @@ func (p podmanHome) run(args ...string) (string, error) {
 	}
 	lines := strings.Split(strings.TrimSpace(stdout.String()), "\n")
 	return lines[len(lines)-1], nil
+}
+
+// command is podman with the storage. Cgroups are left alone, since not every
+// host lets them be made; without sub-ids there is one id, so owners cannot be
+// kept.
+func (p podmanHome) command(args ...string) *exec.Cmd {
+	global := []string{"--root", p.dir + "/root", "--runroot", p.dir + "/runroot", "--tmpdir", p.dir + "/tmp",
+		"--storage-driver", "overlay", "--cgroup-manager", "cgroupfs", "--events-backend", "none"}
+	if os.Getuid() != 0 {
+		global = append(global, "--storage-opt", "overlay.ignore_chown_errors=true")
+	}
+	cmd := exec.Command("podman", append(global, args...)...)
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH") + ":/usr/sbin:/sbin", "HOME=" + p.dir, "XDG_RUNTIME_DIR=" + p.dir + "/run"}
+	return cmd
 }
 
 // start runs the image's default process with the runtime that this host bears:

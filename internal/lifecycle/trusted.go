@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	"golang.org/x/sys/unix"
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/phase"
@@ -244,8 +245,12 @@ func (h Host) above(p path) []layer.Parent {
 	return list
 }
 
+// ownerOf reads what package os says of a file, and what a layer.Stack does.
 func ownerOf(fi fs.FileInfo) layer.Owner {
-	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+	switch st := fi.Sys().(type) {
+	case *syscall.Stat_t:
+		return layer.Owner{UID: int(st.Uid), GID: int(st.Gid)}
+	case *unix.Stat_t:
 		return layer.Owner{UID: int(st.Uid), GID: int(st.Gid)}
 	}
 	return layer.Owner{}

@@ -1,0 +1,193 @@
+package test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// place is where one app is built, again and again: what a platform mounts for
+// the phases. Its folders belong to the build user.
+type place struct {
+	dir     string
+	builder string // image in podman
+	image   string // what is built
+	env     []string
+}
+
+// place lays out an app to build in containers of the builder.
+func (w *world) place(t *testing.T, builder, image string, app map[string]string) *place {
+	t.Helper()
+	p := &place{dir: filepath.Join(w.dir, strings.ReplaceAll(image, "/", "-")), builder: w.inPodman(t, builder), image: w.addr + "/" + image, env: []string{"CNB_PLATFORM_API=0.15"}}
+	user := map[string]string{"SSL_CERT_FILE": insideCAs, "NODE_EXTRA_CA_CERTS": insideCAs}
+	writeFiles(t, filepath.Join(p.dir, "platform", "env"), user)
+	p.fresh(t)
+	p.setApp(t, app)
+	writeFiles(t, filepath.Join(p.dir, "cache"), nil)
+	p.give(t)
+	return p
+}
+
+// insideCAs is where the build containers have the host's CA bundle.
+const insideCAs = "/etc/ssl/certs/ca-certificates.crt"
+
+// inPodman pulls an image, once.
+func (w *world) inPodman(t *testing.T, repo string) string {
+	t.Helper()
+	ref := w.addr + "/" + repo
+	if _, err := w.podman.run("image", "exists", ref); err != nil {
+		if _, err := w.podman.run("pull", "--quiet", "--tls-verify=false", ref); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return ref
+}
+
+// fresh empties <layers>, as platforms do before each build: only the cache
+// and the last image are carried over.
+func (p *place) fresh(t *testing.T) {
+	t.Helper()
+	p.empty(t, "layers")
+	p.give(t)
+}
+
+func (p *place) setApp(t *testing.T, app map[string]string) {
+	t.Helper()
+	p.empty(t, "app")
+	writeFiles(t, filepath.Join(p.dir, "app"), app)
+	p.give(t)
+}
+
+func (p *place) empty(t *testing.T, name string) {
+	t.Helper()
+	dir := filepath.Join(p.dir, name)
+	exec.Command("chmod", "-R", "u+rwX", dir).Run()
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	writeFiles(t, dir, nil)
+}
+
+// give makes everything the build user's, where it is not already.
+func (p *place) give(t *testing.T) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		return
+	}
+	if out, err := exec.Command("chown", "-hR", "1000:1000", p.dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// writeFiles makes a folder with files in it, modes whatever the umask is.
+func writeFiles(t *testing.T, dir string, files map[string]string) {
+	t.Helper()
+	mkdir := func(dir string) {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mkdir(dir)
+	for name, content := range files {
+		file := filepath.Join(dir, name)
+		mkdir(filepath.Dir(file))
+		if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// container runs one phase of the lifecycle in a container of its own, as
+// platforms do: as the build user, without any capability or a way to get one.
+func (w *world) container(t *testing.T, p *place, more []string, phase ...string) ran {
+	t.Helper()
+	args := append(containerArgs(p), asBuildUser()...)
+	args = append(args, more...)
+	return runCommand(t, w.podman.command(append(append(args, p.builder), inside(phase)...)...))
+}
+
+func containerArgs(p *place) []string {
+	args := []string{"run", "--rm", "--runtime", "runc", "--network", "host", "--log-driver", "none", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096",
+		"--cap-drop", "ALL", "--security-opt", "no-new-privileges",
+		"--volume", p.dir + "/layers:/layers", "--volume", p.dir + "/app:/workspace", "--volume", p.dir + "/cache:/cache", "--volume", p.dir + "/platform:/platform:ro"}
+	for _, e := range p.env {
+		args = append(args, "--env", e)
+	}
+	return args
+}
+
+// asBuildUser are podman's arguments for a container of the user 1000. Without
+// sub-ids podman has one id, which runc wants to be the container's root: then
+// the container begins with a user namespace in which that id is 1000 again.
+// Linux asks for CAP_SETFCAP to make it; nothing of it is left inside.
+func asBuildUser() []string {
+	if os.Getuid() == 0 {
+		return []string{"--user", "1000:1000"}
+	}
+	return []string{"--user", "0:0", "--cap-add", "SETFCAP"}
+}
+
+func inside(argv []string) []string {
+	if os.Getuid() == 0 {
+		return argv
+	}
+	return append([]string{"unshare", "--user", "--map-user=1000", "--map-group=1000", "--"}, argv...)
+}
+
+// five runs the five phases, each in a container, and returns what they said.
+func (w *world) five(t *testing.T, p *place) string {
+	t.Helper()
+	var log strings.Builder
+	for _, phase := range [][]string{
+		{"analyzer", "-skip-layers=false", p.image},
+		{"detector", "-app", "/workspace", "-platform", "/platform"},
+		{"restorer", "-cache-dir", "/cache"},
+		{"builder", "-app", "/workspace", "-platform", "/platform"},
+		{"exporter", "-app", "/workspace", "-cache-dir", "/cache", p.image},
+	} {
+		phase[0] = "/cnb/lifecycle/" + phase[0]
+		r := w.container(t, p, nil, phase...)
+		fmt.Fprintf(&log, "--- %s\n%s", phase[0], r)
+		if r.code != 0 {
+			t.Fatalf("exit code %d\n%s", r.code, log.String())
+		}
+	}
+	return log.String()
+}
+
+// creator runs all phases in one container.
+func (w *world) creator(t *testing.T, p *place) string {
+	t.Helper()
+	r := w.container(t, p, nil, "/cnb/lifecycle/creator", "-app", "/workspace", "-platform", "/platform", "-cache-dir", "/cache", p.image)
+	return r.ok(t).String()
+}
+
+// launch runs an image of the registry in podman: what stands before IMAGE are
+// flags of podman, what follows are the arguments of the container.
+func (w *world) launch(t *testing.T, repo string, args ...string) ran {
+	t.Helper()
+	flags := []string{"run", "--rm", "--runtime", "runc", "--pull", "newer", "--tls-verify=false", "--network", "host", "--log-driver", "none",
+		"--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "--cap-drop", "ALL"}
+	if os.Getuid() != 0 {
+		flags = append(flags, "--user", "0:0")
+	}
+	var given []string
+	if i := slices.Index(args, "IMAGE"); i >= 0 {
+		args, given = args[:i], args[i+1:]
+	}
+	return runCommand(t, w.podman.command(slices.Concat(flags, args, []string{w.addr + "/" + repo}, given)...))
+}
+
+// read is a file of the place.
+func (p *place) read(t *testing.T, name string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(p.dir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
