@@ -126,22 +126,22 @@ func (u *unpacker) run(ctx context.Context, r io.Reader) error {
 			return err
 		}
 	}
-	if err := u.drain(ctx, br); err != nil {
+	if err := drain(ctx, br, u.buf, u.bytes, u.limits); err != nil {
 		return err
 	}
 	return u.finishDirs()
 }
 
 // drain reads what follows the archive, so that a caller who hashes r sees all
-// of it.
-func (u *unpacker) drain(ctx context.Context, r io.Reader) error {
+// of it. bytes of the limits are used up.
+func drain(ctx context.Context, r io.Reader, buf []byte, bytes int64, limits Limits) error {
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		n, err := r.Read(u.buf)
-		if u.bytes += int64(n); u.bytes > u.limits.Bytes {
-			return limitError("end of archive", "bytes", u.limits.Bytes)
+		n, err := r.Read(buf)
+		if bytes += int64(n); bytes > limits.Bytes {
+			return limitError("end of archive", "bytes", limits.Bytes)
 		}
 		if err == io.EOF {
 			return nil
