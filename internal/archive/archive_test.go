@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/image/imagetest"
+	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
 
@@ -562,7 +564,7 @@ func TestWriteSparse(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "deep/sparse")
 	layout := Layout{Dir: dir}
 	for range 2 {
-		if err := layout.WriteSparse(t.Context(), unreadableLayers{img}); err != nil {
+		if err := layout.WriteSparse(t.Context(), unreadableLayers{img}, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -594,12 +596,67 @@ func TestWriteSparse(t *testing.T) {
 	if err := layout.Write(t.Context(), "", img); err != nil {
 		t.Fatal(err)
 	}
-	if err := layout.WriteSparse(t.Context(), img); err != nil {
+	for top, want := range map[int]int{0: 2, 1: 3, 3: 5, 4: 5} {
+		if err := layout.WriteSparse(t.Context(), img, top); err != nil {
+			t.Fatal(err)
+		}
+		blobs, err := os.ReadDir(filepath.Join(dir, "blobs/sha256"))
+		if err != nil || len(blobs) != want {
+			t.Errorf("with %d layers: %d blobs, want %d, %v", top, len(blobs), want, err)
+		}
+	}
+	if err := layout.WriteSparse(t.Context(), img, 1); err != nil {
 		t.Fatal(err)
 	}
-	blobs, err := os.ReadDir(filepath.Join(dir, "blobs/sha256"))
-	if err != nil || len(blobs) != 2 {
-		t.Errorf("%d blobs are left, %v", len(blobs), err)
+	sparse, err := OpenStack(layer.Stack{Upper: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if layers, err = sparse.Layers(); err != nil || len(layers) != 3 {
+		t.Fatalf("%d layers, %v", len(layers), err)
+	}
+	for i, l := range layers {
+		rc, err := l.Uncompressed()
+		if (err == nil) != (i == 2) {
+			t.Errorf("layer %d: %v", i, err)
+		}
+		if err == nil {
+			rc.Close()
+		}
+	}
+}
+
+// What foreign code leaves in place of a layout leads nowhere and blocks nobody.
+func TestOpenStackIsSafe(t *testing.T) {
+	for name, harm := range map[string]func(dir string) error{
+		"index is a pipe":      func(dir string) error { return syscall.Mkfifo(filepath.Join(dir, "index.json"), 0o600) },
+		"index is a directory": func(dir string) error { return os.Mkdir(filepath.Join(dir, "index.json"), 0o700) },
+		"index is a link": func(dir string) error {
+			if err := os.Rename(filepath.Join(dir, "gone"), filepath.Join(dir, "elsewhere")); err != nil {
+				return err
+			}
+			return os.Symlink("elsewhere", filepath.Join(dir, "index.json"))
+		},
+		"blobs is a link": func(dir string) error {
+			return errors.Join(os.Rename(filepath.Join(dir, "gone"), filepath.Join(dir, "index.json")),
+				os.Rename(filepath.Join(dir, "blobs"), filepath.Join(dir, "elsewhere")), os.Symlink("elsewhere", filepath.Join(dir, "blobs")))
+		},
+		"no index": func(string) error { return nil },
+		"garbage":  func(dir string) error { return os.WriteFile(filepath.Join(dir, "index.json"), []byte("{"), 0o600) },
+		"two images": func(dir string) error {
+			return errors.Join(os.Rename(filepath.Join(dir, "gone"), filepath.Join(dir, "index.json")), Layout{dir}.Write(t.Context(), "two", imagetest.Random(t, 1)))
+		},
+	} {
+		dir := filepath.Join(t.TempDir(), "layout")
+		if err := (Layout{dir}).Write(t.Context(), "one", imagetest.Random(t, 1)); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(os.Rename(filepath.Join(dir, "index.json"), filepath.Join(dir, "gone")), harm(dir)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := OpenStack(layer.Stack{Upper: dir}); err == nil {
+			t.Errorf("%s: opened", name)
+		}
 	}
 }
 

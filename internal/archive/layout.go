@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kilnbuild/kiln/internal/image"
+	"github.com/kilnbuild/kiln/internal/layer"
 )
 
 // Image opens the image of that reference.
@@ -53,22 +54,42 @@ func (l Layout) open(name string) (io.ReadCloser, int64, error) {
 	return f, info.Size(), nil
 }
 
+// OpenStack opens the only image of an OCI layout that foreign code may have
+// written: no link in it is followed, and nothing in it blocks.
+func OpenStack(layout layer.Stack) (v1.Image, error) {
+	return openLayout(func(name string) (io.ReadCloser, int64, error) {
+		f, err := layout.Open(name)
+		if err != nil {
+			return nil, 0, err
+		}
+		info, err := f.Stat()
+		if err == nil && !info.Mode().IsRegular() {
+			err = fmt.Errorf("%s is not a regular file", name)
+		}
+		if err != nil {
+			f.Close()
+			return nil, 0, err
+		}
+		return f, info.Size(), nil
+	}, "")
+}
+
 // Write adds img to the layout, under ref unless that is "". A new directory
 // appears complete; in one that is there all blobs appear after the last was
 // written, then the index that names them.
 func (l Layout) Write(ctx context.Context, ref string, img v1.Image) error {
-	if err := l.write(ctx, img, content{name: ref}); err != nil {
+	if err := l.write(ctx, img, content{name: ref, top: every}); err != nil {
 		return fmt.Errorf("write image %q to OCI layout %s: %w", ref, l.Dir, err)
 	}
 	return nil
 }
 
-// WriteSparse makes the layout hold nothing but img's manifest and config: who
-// reads it has the layers from elsewhere, or takes them for those of a base
-// that is there already. No layer is read.
-func (l Layout) WriteSparse(ctx context.Context, img v1.Image) error {
-	if err := l.write(ctx, img, content{alone: true, sparse: true}); err != nil {
-		return fmt.Errorf("write manifest and config to OCI layout %s: %w", l.Dir, err)
+// WriteSparse makes the layout hold nothing but img's manifest, config and
+// topmost layers, as many as top says: who reads it takes those that are missing
+// for layers of a base that is there already. No other layer is read.
+func (l Layout) WriteSparse(ctx context.Context, img v1.Image, top int) error {
+	if err := l.write(ctx, img, content{alone: true, top: top}); err != nil {
+		return fmt.Errorf("write sparse image to OCI layout %s: %w", l.Dir, err)
 	}
 	return nil
 }
@@ -79,8 +100,8 @@ type content struct {
 	// alone makes it the only image: others go, and so do their blobs. Its own
 	// may be missing where it was read from, and are missing here then.
 	alone bool
-	// sparse leaves out the layers.
-	sparse bool
+	// top is how many of its topmost layers are written, or every.
+	top int
 }
 
 func (l Layout) write(ctx context.Context, img v1.Image, c content) error {
@@ -133,7 +154,7 @@ func (l Layout) extend(ctx context.Context, img v1.Image, c content, lock func(c
 	} else if err := l.check(); err != nil {
 		return err
 	}
-	manifest, blobs, err := items(img, c.sparse)
+	manifest, blobs, err := items(img, c.top)
 	if err != nil {
 		return err
 	}

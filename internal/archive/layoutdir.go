@@ -99,7 +99,7 @@ func openPinned(l Layout, digest string) (v1.Image, error) {
 func (d LayoutDir) Write(ctx context.Context, ref string, img v1.Image) error {
 	path, err := d.Path(ref)
 	if err == nil {
-		err = Layout{path}.write(ctx, img, content{name: filepath.Base(path), alone: true})
+		err = Layout{path}.write(ctx, img, content{name: filepath.Base(path), alone: true, top: every})
 	}
 	if err != nil {
 		return fmt.Errorf("write image %q to layout directory %s: %w", ref, d.Dir, err)

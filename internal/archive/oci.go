@@ -302,9 +302,12 @@ func (it item) copyTo(ctx context.Context, w io.Writer) error {
 	return nil
 }
 
-// items takes img apart: its manifest, its config, and unless sparse each layer
-// once.
-func items(img v1.Image, sparse bool) (manifest v1.Descriptor, blobs []item, err error) {
+// every says that all layers of an image are meant.
+const every = -1
+
+// items takes img apart: its manifest, its config, and each of its topmost
+// layers once.
+func items(img v1.Image, top int) (manifest v1.Descriptor, blobs []item, err error) {
 	raw, err := img.RawManifest()
 	if err != nil {
 		return manifest, nil, fmt.Errorf("read manifest: %w", err)
@@ -323,11 +326,11 @@ func items(img v1.Image, sparse bool) (manifest v1.Descriptor, blobs []item, err
 	}
 	manifest = v1.Descriptor{MediaType: mt, Size: int64(len(raw)), Digest: hashOf(raw)}
 	blobs = []item{bytesItem(manifest, raw), bytesItem(m.Config, config)}
-	if sparse {
-		return manifest, blobs, nil
-	}
 	seen := map[v1.Hash]bool{m.Config.Digest: true}
-	for _, d := range m.Layers {
+	for i, d := range m.Layers {
+		if top != every && i < len(m.Layers)-top {
+			continue
+		}
 		if seen[d.Digest] || !d.MediaType.IsDistributable() {
 			continue
 		}

@@ -214,7 +214,7 @@ func (a OCIArchive) Write(ctx context.Context, ref string, img v1.Image) error {
 }
 
 func writeOCI(ctx context.Context, f *os.File, ref string, img v1.Image) error {
-	manifest, blobs, err := items(img, false)
+	manifest, blobs, err := items(img, every)
 	if err != nil {
 		return err
 	}

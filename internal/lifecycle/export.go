@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/kilnbuild/kiln/internal/archive"
 	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/phase"
@@ -89,8 +91,48 @@ func (h Host) input(ctx context.Context, in inputs, p *Places) (phase.Input, err
 	files.PlatformAPI, files.ExecEnv, files.ProcessType, files.SourceDateEpoch = in.api, in.execEnv, in.processType, in.sourceDateEpoch
 	files.Known, files.AppDiffID = p.known, p.AppDiffID
 	files.LauncherInfo = spec.LauncherInfo{Version: spec.Version, Source: spec.LauncherSource{Git: spec.LauncherGit{Repository: repository}}}
-	files.Run, files.Previous, err = p.images(ctx, files.Analyzed)
+	if files.Run, files.Previous, err = p.images(ctx, files.Analyzed); err != nil {
+		return files, err
+	}
+	files.Extended, err = h.extendedImage(in, files.Analyzed)
 	return files, err
+}
+
+// extendedImage opens what the extender made of the run image, nil if that was
+// not to be extended. Foreign code ran where it was made, so no link is followed.
+func (h Host) extendedImage(in inputs, a spec.Analyzed) (v1.Image, error) {
+	if a.RunImage == nil || !a.RunImage.Extend || in.extended == "" {
+		return nil, nil
+	}
+	dir := in.extended + "/run"
+	stack, rel, mapped := h.find(dir)
+	if !mapped {
+		stack, rel = layer.Stack{Upper: string(in.extended)}, "run"
+	}
+	entries, err := stack.ReadDir(rel)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w", dir, err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	switch {
+	case len(names) == 0:
+		err := fmt.Errorf("analyzed.toml says that the run image is extended, but there is no image in %s", dir)
+		return nil, spec.WithHint(err, "the extender puts it there, with -kind run")
+	case len(names) > 1:
+		return nil, fmt.Errorf("%s: one image belongs here, and there are %d: %s", dir, len(names), strings.Join(names, ", "))
+	}
+	layout, err := stack.Sub(rel + "/" + names[0])
+	if err != nil {
+		return nil, fmt.Errorf("%s/%s: %w", dir, names[0], err)
+	}
+	img, err := archive.OpenStack(layout)
+	if err != nil {
+		return nil, fmt.Errorf("extended run image %s/%s: %w", dir, names[0], err)
+	}
+	return img, nil
 }
 
 // images opens what analyzed.toml speaks of, unless an earlier phase has. A

@@ -46,7 +46,10 @@ type Input struct {
 	Previous v1.Image
 	// Sparse says that layers of Previous may be missing where it is: whoever
 	// takes the app image has them.
-	Sparse   bool
+	Sparse bool
+	// Extended is what image extensions made of Run, or nil: the app image has
+	// its config, and its layers above those of Run, of which no others are read.
+	Extended v1.Image
 	Analyzed spec.Analyzed
 	// RunTOML names the run image's mirrors.
 	RunTOML spec.RunTOML
@@ -87,9 +90,10 @@ type Output struct {
 }
 
 // Assemble makes the app image (Platform API, "exporter"): the run image's
-// layers, then launch layers, SBOMs, the app, launcher, config and process
-// types; its config and labels. Layers that changed are written to keep, once;
-// base layers are not read. The same input gives the same image.
+// layers, those of image extensions, then launch layers, SBOMs, the app,
+// launcher, config and process types; its config and labels. Layers that changed
+// are written to keep, once; base layers are not read. The same input gives the
+// same image.
 //
 // It emits an event.Layer for each layer. Errors carry spec.ExitExport.
 func Assemble(ctx context.Context, keep Layers, in Input, sink event.Sink) (Output, error) {
@@ -133,6 +137,9 @@ type part struct {
 	history string // created_by
 	// old is the diffID that the previous image had for it, "" if none.
 	old string
+	// unlabelled parts are not in the label: whether the previous image has them
+	// only its layers tell.
+	unlabelled bool
 	// make returns the layer and how many bytes of its tree were read for it.
 	make func(ctx context.Context) (v1.Layer, int64, error)
 	// set is told the diffID, in the order of parts.
@@ -147,7 +154,7 @@ func (a *assembler) assemble(ctx context.Context) (Output, error) {
 	md := spec.LifecycleMetadata{}
 	var parts []*part
 	for _, collect := range []func(context.Context, *spec.LifecycleMetadata) ([]*part, error){
-		a.launchParts, a.sbomParts, a.appParts, a.launcherParts,
+		a.extensionParts, a.launchParts, a.sbomParts, a.appParts, a.launcherParts,
 	} {
 		more, err := collect(ctx, &md)
 		if err != nil {
@@ -203,15 +210,7 @@ func (a *assembler) finish(ctx context.Context, parts []*part) ([]image.Addition
 		}
 		diffID := h.String()
 		p.set(diffID)
-		action := "new"
-		switch p.old {
-		case "":
-		case diffID:
-			action = "reused"
-		default:
-			action = "rebuilt"
-		}
-		a.sink.Emit(event.Layer{Name: p.name, Action: action, Target: "image", DiffID: diffID, Read: p.read, Elapsed: p.elapsed})
+		a.sink.Emit(event.Layer{Name: p.name, Action: a.action(p, diffID), Target: "image", DiffID: diffID, Read: p.read, Elapsed: p.elapsed})
 		l := p.layer
 		if old := a.previousLayer(ctx, l, diffID); old != nil {
 			l = old
@@ -219,6 +218,22 @@ func (a *assembler) finish(ctx context.Context, parts []*part) ([]image.Addition
 		additions = append(additions, image.Addition{Layer: l, History: v1.History{CreatedBy: p.history}})
 	}
 	return additions, nil
+}
+
+// action is what people are told of a part.
+func (a *assembler) action(p *part, diffID string) string {
+	if p.unlabelled && a.Previous != nil {
+		if _, err := layerOf(a.Previous, diffID); err == nil {
+			return "reused"
+		}
+	}
+	switch p.old {
+	case "":
+		return "new"
+	case diffID:
+		return "reused"
+	}
+	return "rebuilt"
 }
 
 // previousLayer is the layer of that diffID in the previous image, if it is

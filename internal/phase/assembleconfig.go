@@ -33,8 +33,16 @@ func (a *assembler) image(md *spec.LifecycleMetadata, additions []image.Addition
 	if err != nil {
 		return nil, err
 	}
+	extended, err := a.extendedConfig()
+	if err != nil {
+		return nil, err
+	}
 	created := v1.Time{Time: a.created()}
 	return image.Append(a.Run, additions, func(c *v1.ConfigFile) {
+		if extended != nil {
+			extended.RootFS, extended.History = c.RootFS, c.History
+			*c = *extended
+		}
 		c.Created = created
 		c.History = history(c.History, created, spec.Has(a.PlatformAPI, spec.PlatformHistory))
 		c.Config.WorkingDir = a.App.Path
@@ -60,7 +68,7 @@ func (a *assembler) describeBase(md *spec.LifecycleMetadata, base *v1.ConfigFile
 	if name == "" {
 		name = run.Reference
 	}
-	entry := runImageEntry(a.RunTOML, name)
+	entry := runImageEntry(a.RunTOML, name, len(a.Group.GroupExtensions) > 0)
 	md.RunImage = spec.RunImageForRebase{
 		TopLayer:  base.RootFS.DiffIDs[len(base.RootFS.DiffIDs)-1].String(),
 		Reference: run.Reference,

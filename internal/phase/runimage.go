@@ -189,7 +189,7 @@ func saveBase(ctx context.Context, source image.Source, cache, ref string, img v
 	if err != nil {
 		return "", err
 	}
-	if err := (archive.Layout{Dir: filepath.Join(cache, "base", digest.String())}).WriteSparse(ctx, img); err != nil {
+	if err := (archive.Layout{Dir: filepath.Join(cache, "base", digest.String())}).WriteSparse(ctx, img, 0); err != nil {
 		return "", err
 	}
 	return referenceOf(source, img, ref)
@@ -210,12 +210,13 @@ func entryOf(run spec.RunTOML, ref string) *spec.RunImageEntry {
 
 // runImageEntry is what the app image says of its run image's names: the entry
 // of run.toml that has it, else the first one (Platform API, "Run Image
-// Resolution"); without run.toml, the name alone.
-func runImageEntry(run spec.RunTOML, ref string) spec.RunImageEntry {
+// Resolution"); without run.toml, or if an extension may have chosen it, the
+// name alone.
+func runImageEntry(run spec.RunTOML, ref string, chosen bool) spec.RunImageEntry {
 	if e := entryOf(run, ref); e != nil {
 		return *e
 	}
-	if len(run.Images) > 0 {
+	if len(run.Images) > 0 && !chosen {
 		return run.Images[0]
 	}
 	return spec.RunImageEntry{Image: ref}
