@@ -18,6 +18,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/lifecycle"
 	"github.com/kilnbuild/kiln/internal/phase"
 	"github.com/kilnbuild/kiln/internal/sandbox"
+	"github.com/kilnbuild/kiln/internal/spec"
 )
 
 // Build makes the image that req asks for: it makes everything ready, plans,
@@ -171,6 +172,9 @@ func (b *build) checkNames() error {
 	if err := checkEnv(b.req.Env); err != nil {
 		return err
 	}
+	if err := spec.ValidateExecEnv(b.req.execEnv()); err != nil {
+		return badInput(err, "write it as --exec-env test")
+	}
 	return checkSandbox(b.req.Network, b.req.Isolation, b.req.Volumes)
 }
 
@@ -183,7 +187,11 @@ func (b *build) checkInputs() error {
 			inputs[n.Full] = what
 		}
 	}
-	for _, bp := range b.req.Buildpacks {
+	names := slices.Clone(b.req.Buildpacks)
+	for _, e := range slices.Concat(b.req.Group, b.req.Pre, b.req.Post) {
+		names = append(names, e.URI)
+	}
+	for _, bp := range names {
 		if n, err := ParseImageName(strings.TrimPrefix(bp, "docker://")); err == nil {
 			inputs[n.Full] = "buildpack"
 		}
@@ -231,7 +239,7 @@ func (b *build) layOut(ctx context.Context, sel selection) error {
 	}
 	b.scratch = run.Dir
 	b.undo = append(b.undo, func(context.Context) error { return run.Close() })
-	extra, err := b.findBuildpacks(ctx, b.req, b.root)
+	extra, err := b.findBuildpacks(ctx, b.req, b.root, b.scratch)
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,9 @@ import (
 	"slices"
 	"strings"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/kilnbuild/kiln/internal/archive"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/sandbox"
 	"github.com/kilnbuild/kiln/internal/spec"
@@ -29,47 +32,48 @@ type extras struct {
 // descriptorLimit bounds a buildpack.toml, in bytes.
 const descriptorLimit = 1 << 20
 
-// findBuildpacks looks each name up: a folder, an id in the builder, an image.
-func (p *Platform) findBuildpacks(ctx context.Context, req Request, b builderRoot) (extras, error) {
-	var x extras
-	var group spec.OrderGroup
-	for _, name := range req.Buildpacks {
-		m, err := p.findBuildpack(ctx, name, req.Insecure, b, &x)
-		if err != nil {
-			return x, err
-		}
-		group.Group = append(group.Group, m)
-	}
-	if len(group.Group) > 0 {
-		x.Order.Order = []spec.OrderGroup{group}
-	}
-	return x, nil
-}
-
-// findBuildpack looks one name up: a folder first, then the builder, then a
-// registry. "urn:cnb:builder:" and "from=builder:" say that the builder is
-// meant, "docker://" and "file://" the other two.
+// findBuildpack looks one name up: a folder or package file first, then the
+// builder, then a registry. "urn:cnb:builder:" and "from=builder:" say that the
+// builder is meant, "docker://" and "file://" the other two.
 func (p *Platform) findBuildpack(ctx context.Context, name string, insecure []string, b builderRoot, x *extras) (spec.GroupElement, error) {
 	bare := strings.TrimPrefix(strings.TrimPrefix(name, "from=builder:"), "urn:cnb:builder:")
 	dir := strings.TrimPrefix(name, "file://")
 	if fi, err := os.Stat(dir); err == nil && bare == name {
-		if !fi.IsDir() {
-			return spec.GroupElement{}, badInput(fmt.Errorf("buildpack %s is not a folder", name), "name the folder with buildpack.toml in it")
+		if fi.IsDir() {
+			return x.addDir(dir)
 		}
-		return x.addDir(dir)
+		return p.addFile(ctx, dir, fi, x)
+	}
+	if strings.HasPrefix(name, "urn:cnb:registry:") {
+		return spec.GroupElement{}, badInput(fmt.Errorf("buildpack %s: kiln does not look into buildpack registries yet", name), "name the image, which the registry's index has under addr")
 	}
 	have := buildpacksOf(b)
 	if m, known, err := inBuilder(bare, have); known || bare != name {
 		return m, err
 	}
 	if strings.ContainsAny(name, "/.:") && !strings.HasPrefix(name, ".") && !strings.HasPrefix(name, "/") {
-		m, err := p.addPackage(ctx, strings.TrimPrefix(name, "docker://"), insecure, x)
+		ref := strings.TrimPrefix(name, "docker://")
+		m, err := p.addPackage(ctx, ref, x, func() (v1.Image, error) { return p.open(ctx, ref, insecure) })
 		if err == nil {
 			return m, nil
 		}
 		return m, badInput(fmt.Errorf("buildpack %s: neither a folder, nor in the builder, nor an image: %w", name, err), hintOf(have))
 	}
 	return spec.GroupElement{}, badInput(fmt.Errorf("buildpack %s: no such folder, and the builder has none of that id", name), hintOf(have))
+}
+
+// addFile takes a package file: a tar of an OCI layout.
+func (p *Platform) addFile(ctx context.Context, file string, fi fs.FileInfo, x *extras) (spec.GroupElement, error) {
+	m, err := p.addPackage(ctx, file, x, func() (v1.Image, error) {
+		if !fi.Mode().IsRegular() {
+			return nil, errors.New("not a regular file")
+		}
+		return archive.OCIArchive{Path: file}.Image(ctx, "")
+	})
+	if err != nil {
+		err = badInput(fmt.Errorf("buildpack %s is neither a folder nor a package: %w", file, err), "name the folder with buildpack.toml in it, or a .cnb file")
+	}
+	return m, err
 }
 
 func (x *extras) addDir(dir string) (spec.GroupElement, error) {
@@ -160,8 +164,8 @@ func buildpacksOf(b builderRoot) []spec.GroupElement {
 }
 
 // addPackage takes a buildpackage image: its layers become part of the root.
-func (p *Platform) addPackage(ctx context.Context, ref string, insecure []string, x *extras) (spec.GroupElement, error) {
-	img, err := p.open(ctx, ref, insecure)
+func (p *Platform) addPackage(ctx context.Context, ref string, x *extras, open func() (v1.Image, error)) (spec.GroupElement, error) {
+	img, err := open()
 	if err != nil {
 		return spec.GroupElement{}, err
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/registry"
 	"github.com/kilnbuild/kiln/internal/sandbox"
 	"github.com/kilnbuild/kiln/internal/spec"
+	"github.com/kilnbuild/kiln/test/conform"
 )
 
 // descriptor is a buildpack.toml.
@@ -56,7 +57,7 @@ func TestFindBuildpacks(t *testing.T) {
 		"packages.example/me/packed:1":          {ID: "me/packed", Version: "7"},
 		"docker://packages.example/me/packed:1": {ID: "me/packed", Version: "7"},
 	} {
-		x, err := p.findBuildpacks(t.Context(), Request{Buildpacks: []string{name}}, b)
+		x, err := p.findBuildpacks(t.Context(), Request{Buildpacks: []string{name}}, b, t.TempDir())
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -84,17 +85,18 @@ func TestFindBuildpacks(t *testing.T) {
 		"./nothing":                          "no such folder",
 		"urn:cnb:builder:kiln/none":          "not in the builder",
 		t.TempDir():                          "buildpack.toml",
-		filepath.Join(dir, "buildpack.toml"): "not a folder",
+		filepath.Join(dir, "buildpack.toml"): "neither a folder nor a package",
+		"urn:cnb:registry:kiln/none":         "registries",
 		tree(t, map[string]string{"buildpack.toml": "[["}): "buildpack.toml",
 	} {
-		_, err := p.findBuildpacks(t.Context(), Request{Buildpacks: []string{name}}, b)
+		_, err := p.findBuildpacks(t.Context(), Request{Buildpacks: []string{name}}, b, t.TempDir())
 		wantBadInput(t, err, strings.TrimPrefix(strings.TrimPrefix(name, "urn:cnb:builder:"), "file://"))
 		if err != nil && !strings.Contains(err.Error()+spec.HintOf(err), say) {
 			t.Errorf("%s: %v (%s), want %q in it", name, err, spec.HintOf(err), say)
 		}
 	}
 	// Several make one group, in their order; none leaves the builder's order.
-	x, err := p.findBuildpacks(t.Context(), Request{Buildpacks: []string{"kiln/pip", dir}}, b)
+	x, err := p.findBuildpacks(t.Context(), Request{Buildpacks: []string{"kiln/pip", dir}}, b, t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +115,7 @@ func TestFindBuildpacks(t *testing.T) {
 	if order, err := spec.ReadOrder(content, "order.toml"); err != nil || !cmp.Equal(order, x.Order) {
 		t.Errorf("order.toml reads back as %+v, %v", order, err)
 	}
-	none, err := p.findBuildpacks(t.Context(), Request{}, b)
+	none, err := p.findBuildpacks(t.Context(), Request{}, b, t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +155,7 @@ func TestPackagesThatAreNone(t *testing.T) {
 	p := offline(t)
 	for label, say := range map[string]string{"": "has no label", "{": "names no buildpack", `{"id":"x"}`: "names no buildpack"} {
 		packaged(t, p, "packages.example/bad:1", label)
-		_, err := p.findBuildpacks(t.Context(), Request{Buildpacks: []string{"packages.example/bad:1"}}, builderRoot{})
+		_, err := p.findBuildpacks(t.Context(), Request{Buildpacks: []string{"packages.example/bad:1"}}, builderRoot{}, t.TempDir())
 		wantBadInput(t, err, "packages.example/bad:1")
 		if err != nil && !strings.Contains(err.Error(), say) {
 			t.Errorf("label %q: %v", label, err)
@@ -162,6 +164,7 @@ func TestPackagesThatAreNone(t *testing.T) {
 }
 
 func TestWriteEnv(t *testing.T) {
+	conform.Covers(t, 206)
 	dir := t.TempDir()
 	if err := writeEnv(dir, map[string]string{"A": "1", "EMPTY": "", "LINES": "a\nb\n", "A.b-c": "odd"}); err != nil {
 		t.Fatal(err)

@@ -54,12 +54,15 @@ type Builder struct {
 // Plan turns a request into the steps that answer it. It is a pure function:
 // the same request and builder give the same steps, and nothing is touched.
 func Plan(req Request, b Builder) []Step {
-	api := "CNB_PLATFORM_API=" + spec.PlatformAPIs[len(spec.PlatformAPIs)-1]
+	env := []string{"CNB_PLATFORM_API=" + spec.PlatformAPIs[len(spec.PlatformAPIs)-1]}
+	if req.ExecEnv != "" {
+		env = append(env, "CNB_EXEC_ENV="+req.ExecEnv)
+	}
 	common := []string{"-log-level", cmp.Or(req.LogLevel, "info"), "-layers", dirLayers}
 	registries := registriesOf(req, b)
 	trusted := func(phase string, args ...string) Step {
 		ids := []string{"-uid", strconv.Itoa(b.UID), "-gid", strconv.Itoa(b.GID)}
-		return Step{Phase: phase, Args: slices.Concat(common, ids, args), Env: []string{api}, Mounts: []string{dirLayers}, Registries: registries}
+		return Step{Phase: phase, Args: slices.Concat(common, ids, args), Env: slices.Clone(env), Mounts: []string{dirLayers}, Registries: registries}
 	}
 	inside := []string{dirLayers, dirApp, dirPlatform}
 	for _, v := range req.Volumes {
@@ -68,7 +71,7 @@ func Plan(req Request, b Builder) []Step {
 		}
 	}
 	foreign := func(phase string, args ...string) Step {
-		return Step{Phase: phase, Args: slices.Concat(common, args), Env: []string{api}, Mounts: slices.Clone(inside),
+		return Step{Phase: phase, Args: slices.Concat(common, args), Env: slices.Clone(env), Mounts: slices.Clone(inside),
 			Foreign: true, Network: cmp.Or(req.Network, "host")}
 	}
 

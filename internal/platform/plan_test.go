@@ -15,6 +15,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/lifecycle"
 	"github.com/kilnbuild/kiln/internal/sandbox"
+	"github.com/kilnbuild/kiln/test/conform"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -22,6 +23,7 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 // The plan is data that a Pod or another host could carry out: a change of it
 // is a change of the seam.
 func TestPlanGolden(t *testing.T) {
+	conform.Covers(t, 206)
 	own := Builder{Name: builtinBuilder, RunImage: builtinRunImage, UID: 1000, GID: 1000}
 	foreign := Builder{Name: "builders.example/all:1", RunImage: "builders.example/run:1", RunImages: []string{"builders.example/run:1", "more.example/run:2"}, UID: 1001, GID: 1002}
 	extensible := foreign
@@ -88,6 +90,7 @@ var (
 			Volumes:        rapid.SliceOfN(drawVolume, 0, 3).Draw(t, "volumes"), Network: rapid.SampledFrom([]string{"", "host", "none"}).Draw(t, "network"),
 			ClearCache: rapid.Bool().Draw(t, "clear"), Outputs: rapid.SliceOfN(drawDest, 0, 3).Draw(t, "outputs"),
 			SourceDateEpoch: rapid.SampledFrom([]string{"", "1"}).Draw(t, "epoch"),
+			ExecEnv:         rapid.SampledFrom([]string{"", "test"}).Draw(t, "exec-env"),
 		}
 	})
 	drawBuilder = rapid.Custom(func(t *rapid.T) Builder {
@@ -98,6 +101,7 @@ var (
 // The rule of the house: a phase runs foreign code or holds credentials, never
 // both. And the plan is a function: what it is given stays as it was.
 func TestPlanProperties(t *testing.T) {
+	conform.Covers(t, 207)
 	rapid.Check(t, func(t *rapid.T) {
 		req, b := drawRequest.Draw(t, "request"), drawBuilder.Draw(t, "builder")
 		before, err := json.Marshal(req)
@@ -114,6 +118,12 @@ func TestPlanProperties(t *testing.T) {
 			}
 			if s.Foreign != slices.Contains([]string{"detector", "builder", "extender"}, s.Phase) {
 				t.Errorf("%s: foreign is %v", s.Phase, s.Foreign)
+			}
+			if s.Phase == "creator" || slices.ContainsFunc(s.Env, func(kv string) bool { return s.Foreign && strings.HasPrefix(kv, "CNB_REGISTRY_AUTH=") }) {
+				t.Errorf("%s with %q: foreign code would be in reach of credentials", s.Phase, s.Env)
+			}
+			if env := "CNB_EXEC_ENV=" + req.ExecEnv; slices.Contains(s.Env, env) != (req.ExecEnv != "") {
+				t.Errorf("%s with %q, the execution environment is %q", s.Phase, s.Env, req.ExecEnv)
 			}
 			if !slices.Contains(lifecycle.Phases, s.Phase) {
 				t.Errorf("%s is no phase of the lifecycle", s.Phase)

@@ -3,6 +3,7 @@ package platform
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -73,7 +74,7 @@ func readProject(req Request) (spec.Project, error) {
 	if !named {
 		path = filepath.Join(req.Path, "project.toml")
 	}
-	content, err := os.ReadFile(path)
+	content, err := readDescriptor(req, named)
 	if errors.Is(err, fs.ErrNotExist) && !named {
 		return spec.Project{}, nil
 	}
@@ -91,12 +92,42 @@ func readProject(req Request) (spec.Project, error) {
 	return project, nil
 }
 
+// readDescriptor reads the named descriptor, or that of the source, from which
+// no link leads elsewhere. Nobody waits for a pipe.
+func readDescriptor(req Request, named bool) ([]byte, error) {
+	const flags = os.O_RDONLY | syscall.O_NONBLOCK | syscall.O_NOCTTY
+	var f *os.File
+	var err error
+	if named {
+		f, err = os.OpenFile(req.Descriptor, flags, 0)
+	} else {
+		var root *os.Root
+		if root, err = os.OpenRoot(req.Path); err != nil {
+			return nil, err
+		}
+		defer root.Close()
+		f, err = root.OpenFile("project.toml", flags, 0)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !fi.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file", f.Name())
+	}
+	return io.ReadAll(io.LimitReader(f, spec.MaxDocument+1))
+}
+
 // withProject merges a project descriptor into a request. What the command
 // line says beats the file.
 func (r Request) withProject(p spec.Project) Request {
 	env := map[string]string{}
 	for _, e := range p.Env {
-		if spec.InExecEnv(e.ExecEnv, "production") {
+		if spec.InExecEnv(e.ExecEnv, r.execEnv()) {
 			env[e.Name] = e.Value
 		}
 	}
@@ -105,6 +136,10 @@ func (r Request) withProject(p spec.Project) Request {
 	if r.Builder == "" {
 		r.Builder = p.Builder
 	}
+	if len(r.Buildpacks) == 0 {
+		r.Group = r.forHere(p.Group)
+	}
+	r.Pre, r.Post = r.forHere(p.Pre), r.forHere(p.Post)
 	return r
 }
 
@@ -113,9 +148,6 @@ func projectWarnings(p spec.Project) []event.Event {
 	var events []event.Event
 	for _, w := range p.Warnings {
 		events = append(events, event.Message{Level: event.Warn, Text: w})
-	}
-	if len(p.Group)+len(p.Pre)+len(p.Post) > 0 {
-		events = append(events, event.Message{Level: event.Warn, Text: "project descriptor: groups of buildpacks are not read yet; name them with --buildpack"})
 	}
 	return events
 }

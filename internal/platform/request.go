@@ -30,6 +30,11 @@ type Request struct {
 	// Buildpacks replaces the builder's order by one group: directories, IDs in
 	// the builder (id or id@version), or buildpackage images.
 	Buildpacks []string
+	// Group is used like Buildpacks, Pre and Post are put before and after every
+	// group: they come from the project descriptor.
+	Group, Pre, Post []spec.ProjectBuildpack
+	// ExecEnv is the execution environment; empty means production.
+	ExecEnv string
 	// Env is what the user wants buildpacks to see; it becomes files in
 	// <platform>/env.
 	Env map[string]string

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -279,6 +280,44 @@ name = "b"
 	}
 	if _, unused, err := ReadExtendConfig([]byte(strings.Repeat("[[run.arg]]\n", 100)+"[a]\n[b]\n[c]\n[d]\n[e]\n[f]\n[g]\n[h]\n[i]\n[j]\n[k]\n"), "extend-config.toml"); err != nil || len(unused) != maxUnused {
 		t.Errorf("%d unused keys are told, error %v", len(unused), err)
+	}
+}
+
+func TestProjectVersions(t *testing.T) {
+	conform.Covers(t, 202)
+	const buildpacks = "[[io.buildpacks.group]]\nid = \"a\"\nversion = \"1\"\nexec-env = [\"test\"]\n[[io.buildpacks.build.env]]\nname = \"A\"\nvalue = \"B\"\nexec-env = [\"test\"]\n"
+	for version, body := range map[string]string{
+		"0.1": "[[build.buildpacks]]\nid = \"a\"\nversion = \"1\"\n[[build.env]]\nname = \"A\"\nvalue = \"B\"\n",
+		"0.2": buildpacks,
+		"0.3": buildpacks,
+	} {
+		got, err := ReadProject([]byte("[_]\nschema-version = \""+version+"\"\n"+body), "project.toml")
+		want := Project{SchemaVersion: version, Group: []ProjectBuildpack{{ID: "a", Version: "1"}}, Env: []ProjectEnv{{Name: "A", Value: "B"}}}
+		if version != "0.1" {
+			want.Group[0].ExecEnv, want.Env[0].ExecEnv = []string{"test"}, []string{"test"}
+		}
+		if diff := cmp.Diff(want, got); err != nil || diff != "" {
+			t.Errorf("%s: %v %s", version, err, diff)
+		}
+	}
+	for _, group := range []string{"[build]\nbuildpacks = [%s]\n", "[_]\nschema-version = \"0.2\"\n[io.buildpacks]\ngroup = [%s]\n", "[_]\nschema-version = \"0.3\"\n[io.buildpacks.post]\ngroup = [%s]\n"} {
+		for entry, key := range map[string]string{
+			`{id = "a", uri = "b", version = "1"}`:                            "version",
+			`{uri = "b", script = {api = "0.10", inline = "x"}}`:              "uri",
+			`{id = "a", version = "1", script = {api = "0.10", inline = ""}}`: "version",
+			`{id = "a", script = {inline = "x"}}`:                             "script.api",
+			`{id = "a", script = {api = "0.10"}}`:                             "script.inline",
+		} {
+			_, err := ReadProject(fmt.Appendf(nil, group, entry), "project.toml")
+			if err == nil || !strings.Contains(err.Error(), "[0]."+key+":") {
+				t.Errorf(group+": %v", entry, err)
+			}
+		}
+	}
+	for _, both := range []string{"[build]\n", "[_]\nschema-version = \"0.2\"\n[io.buildpacks]\n", "[_]\nschema-version = \"0.3\"\n[io.buildpacks]\n"} {
+		if _, err := ReadProject([]byte(both+"include = [\"a\"]\nexclude = [\"b\"]\n"), "project.toml"); err == nil || !strings.Contains(err.Error(), "include") {
+			t.Errorf("include and exclude: %v", err)
+		}
 	}
 }
 
