@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"pgregory.net/rapid"
 )
 
@@ -59,6 +60,49 @@ func TestDecodeNeverPanics(t *testing.T) {
 		in := rapid.SliceOf(rapid.Byte()).Draw(t, "bytes")
 		if err := Decode(bytes.NewReader(in), Discard); err != nil {
 			t.Fatal(err)
+		}
+	})
+}
+
+// Whatever a process in a sandbox writes: no panic, an event for each line that
+// has something, and what is an event is written and read the same.
+func FuzzDecode(f *testing.F) {
+	f.Add([]byte("{\"kind\":\"message\",\"event\":{\"level\":\"warn\",\"text\":\"x\"}}\n"))
+	f.Add([]byte("{\"kind\":\"output\",\"event\":{\"buildpack\":\"a@1\",\"text\":\"\\u001b[31m\"}}\r\npanic: x\n\n"))
+	f.Add([]byte("{\"kind\":\"group-tried\",\"event\":{\"group\":[{\"result\":\"pass\"}]}}"))
+	f.Add([]byte("{\"kind\":\"message\",\"event\":null}\n{\"kind\":\"none\"}\n\xff"))
+	f.Fuzz(func(t *testing.T, stream []byte) {
+		var events []Event
+		collect := func(to *[]Event) Sink { return Func(func(e Event) { *to = append(*to, e) }) }
+		if err := Decode(bytes.NewReader(stream), collect(&events)); err != nil {
+			t.Fatal(err)
+		}
+		lines := 0
+		for line := range bytes.Lines(stream) {
+			if len(bytes.TrimRight(line, "\r\n")) > 0 {
+				lines++
+			}
+		}
+		if len(events) != lines {
+			t.Errorf("%d events of %d lines", len(events), lines)
+		}
+		round := func(events []Event) (again []Event) {
+			var b bytes.Buffer
+			sink := NewJSON(&b)
+			for _, e := range events {
+				sink.Emit(e)
+			}
+			if err := Decode(&b, collect(&again)); err != nil {
+				t.Fatal(err)
+			}
+			return again
+		}
+		once := round(events) // what is no UTF-8 becomes some
+		if len(once) != len(events) {
+			t.Errorf("%d events become %d", len(events), len(once))
+		}
+		if diff := cmp.Diff(once, round(once), cmpopts.EquateEmpty()); diff != "" {
+			t.Error(diff)
 		}
 	})
 }

@@ -11,6 +11,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
+	"github.com/kilnbuild/kiln/internal/archive"
 	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
@@ -165,4 +166,33 @@ func TestForeignBuilderIsRefused(t *testing.T) {
 	if refs, err := p.Store.Refs(t.Context()); err != nil || len(refs) != 1 {
 		t.Errorf("the store has %v, %v", refs, err)
 	}
+}
+
+// Whatever a builder's labels and variables say: no panic, an error that names
+// the builder and is its author's to mend, or ids that buildpacks can run as and
+// run images that are no files of this host.
+func FuzzBuilderLabels(f *testing.F) {
+	f.Add(`{"images":[{"image":"run:1","mirrors":["m"]}]}`, `[{"group":[{"id":"a","version":"1"}]}]`, "1001", "1000")
+	f.Add(`{"stack":{"runImage":{"image":"oci:/etc"}}}`, "[]", "1", "0")
+	f.Add(`{"images":[{"image":"oci-archive:x"}],"stack":null}`, "null", "0x10", "-1")
+	f.Add("{", "", "0", "1")
+	f.Add(`{"images":{}}`, `{"group":[]}`, "2147483648", " 1")
+	f.Fuzz(func(t *testing.T, metadata, extensions, uid, gid string) {
+		b, err := describeBuilder("some/builder", &v1.ConfigFile{Config: v1.Config{
+			Env:    []string{"CNB_USER_ID=" + uid, "CNB_GROUP_ID=" + gid},
+			Labels: map[string]string{spec.BuilderMetadataLabel: metadata, spec.OrderExtensionsLabel: extensions},
+		}})
+		if err != nil {
+			wantBadInput(t, err, "some/builder")
+			return
+		}
+		if b.UID <= 0 || b.GID < 0 {
+			t.Errorf("uid %d, gid %d", b.UID, b.GID)
+		}
+		for _, ref := range b.RunImages {
+			if _, _, file := archive.Parse(ref); file {
+				t.Errorf("run image %q", ref)
+			}
+		}
+	})
 }

@@ -275,3 +275,39 @@ func TestNoWayOutOfTLS(t *testing.T) {
 		t.Errorf("with the other host listed: %v, reached it: %t", err, reached)
 	}
 }
+
+// Whatever CNB_REGISTRY_AUTH is: no panic, and an error that shows no secret; what
+// was read is found under every spelling of its host.
+func FuzzKeychain(f *testing.F) {
+	f.Add(`{"registry.example.com":"Basic dXNlcjpwYXNzd29yZA=="}`, "registry.example.com")
+	f.Add(`{"https://index.docker.io/v1/":"Bearer token","r:5000":"X-Identity id"}`, "docker.io")
+	f.Add(`{"a":"Basic c2VjcmV0"}`, "a")
+	f.Add(`{"a":"secretive"}`, "b")
+	f.Add(`{"a":3}`, "")
+	f.Add(`[`, "x")
+	f.Fuzz(func(t *testing.T, auth, host string) {
+		k, err := newKeychain(auth)
+		if err != nil {
+			var headers map[string]string
+			if json.Unmarshal([]byte(auth), &headers) != nil {
+				headers = map[string]string{"": auth}
+			}
+			for name, secret := range headers {
+				said := strings.ReplaceAll(err.Error(), fmt.Sprintf("%q", name), "")
+				if len(secret) > 12 && strings.Contains(said, secret) {
+					t.Errorf("%q is in %v", secret, err)
+				}
+			}
+			return
+		}
+		if strings.TrimSpace(auth) != "" && len(k.given) == 0 {
+			var headers map[string]string
+			if err := json.Unmarshal([]byte(auth), &headers); err != nil || len(headers) > 0 {
+				t.Errorf("%q gives nothing", auth)
+			}
+		}
+		if c := canonicalHost(host); canonicalHost(c) != c && !strings.Contains(c, "//") {
+			t.Errorf("%q is %q, and that is %q", host, c, canonicalHost(c))
+		}
+	})
+}

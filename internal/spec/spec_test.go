@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/pelletier/go-toml/v2"
 	"pgregory.net/rapid"
 
 	"github.com/kilnbuild/kiln/test/conform"
@@ -429,8 +431,41 @@ func TestMetadataRoundTrip(t *testing.T) {
 	})
 }
 
-// No document makes a reader panic; faults are DocumentErrors that name the
-// file and speak no Go; what was read can be written and read again.
+// written are the documents that kiln writes, and so must read back.
+func written(name string) bool {
+	switch name {
+	case "project.toml", "stack.toml", "buildpack.toml", "extension.toml", "detect.toml":
+		return false
+	}
+	return !strings.HasPrefix(name, "launch")
+}
+
+// checkFault wants of the fault of a document that it names the file, the place
+// and, unless the document is no TOML at all, the key, and speaks no Go.
+func checkFault(t *testing.T, name, body string, err error) {
+	t.Helper()
+	fault, ok := errors.AsType[*DocumentError](err)
+	if !ok || fault.File != name || !strings.HasPrefix(err.Error(), name+":") {
+		t.Errorf("%s: %T %v\n%q", name, err, err, body)
+		return
+	}
+	var tree map[string]any
+	syntax := toml.Unmarshal([]byte(body), &tree) != nil
+	if fault.Key == "" && (!syntax || fault.Line == 0) {
+		t.Errorf("%s names no place: %v\n%q", name, err, body)
+	}
+	if lines := strings.Count(body, "\n") + 1; fault.Line > lines {
+		t.Errorf("%s has %d lines: %v\n%q", name, lines, err, body)
+	}
+	for _, word := range []string{"spec.", "interface {}", "toml: ", "reflect"} {
+		if strings.Contains(fault.Msg, word) && !strings.Contains(body, word) {
+			t.Errorf("speaks Go: %v", err)
+		}
+	}
+}
+
+// No document makes a reader panic; faults name file, line and key; what was
+// read and is kiln's to write can be written and read again, the same.
 func FuzzRead(f *testing.F) {
 	for _, seed := range []string{
 		"[[group]]\nid = 'a'\nversion = '1.0.0'\napi = '0.9'\n",
@@ -450,16 +485,11 @@ func FuzzRead(f *testing.F) {
 		for name, read := range readers {
 			v, err := read([]byte(body), name)
 			if err != nil {
-				if _, ok := errors.AsType[*DocumentError](err); !ok || !strings.HasPrefix(err.Error(), name) {
-					t.Errorf("%T %v", err, err)
-				}
-				if strings.Contains(err.Error(), "spec.") || strings.Contains(err.Error(), "interface {}") {
-					t.Errorf("speaks Go: %v", err)
-				}
+				checkFault(t, name, body, err)
 				continue
 			}
-			if strings.HasPrefix(name, "launch") || name == "project.toml" || name == "stack.toml" || name == "buildpack.toml" || name == "extension.toml" || name == "detect.toml" || name == "extend-config.toml" {
-				continue // not of a form that kiln writes
+			if !written(name) {
+				continue
 			}
 			b, err := Marshal(v)
 			if err != nil {
@@ -471,16 +501,79 @@ func FuzzRead(f *testing.F) {
 				t.Errorf("%s: %v\n%s", name, err, b)
 				continue
 			}
+			if diff := cmp.Diff(v, again, cmpopts.EquateEmpty(), cmpopts.EquateNaNs()); diff != "" {
+				t.Errorf("%s reads back as another: %s\n%s", name, diff, b)
+			}
 			if b2, err := Marshal(again); err != nil || string(b2) != string(b) {
 				t.Errorf("%s: not stable\n%s\n%s", name, b, b2)
 			}
 		}
-		if vars, err := ReadExecD([]byte(body), "exec.d"); err == nil {
-			for name, value := range vars {
-				if name == "" || strings.ContainsAny(name+value, "\x00") || strings.Contains(name, "=") {
-					t.Errorf("%q=%q", name, value)
-				}
+		vars, err := ReadExecD([]byte(body), "exec.d")
+		if err != nil {
+			checkFault(t, "exec.d", body, err)
+		}
+		for name, value := range vars {
+			if name == "" || strings.ContainsAny(name+value, "\x00") || strings.Contains(name, "=") {
+				t.Errorf("%q=%q", name, value)
 			}
 		}
 	})
+}
+
+// No label makes a reader panic; faults name the label; what was read is written
+// and read the same, and survives the way through analyzed.toml.
+func FuzzLabels(f *testing.F) {
+	for _, seed := range []string{
+		`{"app":[{"sha":"sha256:a"}],"sbom":{"sha":"s"},"config":{"sha":""},"launcher":{"sha":""},"buildpacks":[{"key":"a","version":"1","layers":{"l":{"sha":"x","data":{"n":1,"f":1.5,"t":[null,{"a":"b"}]},"build":false,"launch":true,"cache":true}},"store":{"metadata":{"k":1e30}}}],"runImage":{"topLayer":"t","reference":"r"}}`,
+		`{"processes":[{"type":"web","command":["a","b"],"args":[],"direct":true}],"buildpacks":[{"id":"a","version":"1","api":"0.10"}],"launcher":{"version":"1"}}`,
+		`{"processes":[{"type":"web","command":"a","args":["b"],"direct":false}],"buildpacks":null}`,
+		`{"sbom":{"sha":""},"buildpacks":[]}`, `{"buildpacks":[{"layers":null,"store":null}]}`, `{"buildpacks":[{"layers":{"":{"data":{"":-0,"x":9223372036854775808,"y":1e999}}}}]}`,
+		"", "null", "[]", "{", "{}{}", `{"app":3}`, "\xff",
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, label string) {
+		check(t, label, LifecycleMetadataLabel, DecodeLifecycleMetadata, func(m LifecycleMetadata) (string, error) {
+			b, err := Marshal(Analyzed{Metadata: m})
+			if err != nil {
+				return "", err
+			}
+			a, err := ReadAnalyzed(b, "analyzed.toml")
+			if err != nil {
+				return "", err
+			}
+			return EncodeLabel(a.Metadata)
+		})
+		check(t, label, CacheMetadataLabel, DecodeCacheMetadata, func(m CacheMetadata) (string, error) { return EncodeLabel(m) })
+		check(t, label, BuildMetadataLabel, DecodeBuildLabel, func(l BuildLabel) (string, error) { return EncodeBuildLabel(l, "0.15") })
+	})
+}
+
+func check[T any](t *testing.T, label, name string, decode func(string) (T, error), through func(T) (string, error)) {
+	t.Helper()
+	v, err := decode(label)
+	if err != nil {
+		if !strings.Contains(err.Error(), name) {
+			t.Errorf("%v does not name the label", err)
+		}
+		return
+	}
+	direct, err := EncodeLabel(v)
+	if err != nil {
+		t.Errorf("%s: %v", label, err)
+		return
+	}
+	back, err := through(v)
+	if err != nil {
+		t.Errorf("%s: %v", label, err)
+		return
+	}
+	if back != direct {
+		t.Errorf("%s becomes\n%s and\n%s", label, direct, back)
+	}
+	if again, err := decode(back); err != nil {
+		t.Errorf("%s: %v", back, err)
+	} else if b, err := EncodeLabel(again); err != nil || b != direct {
+		t.Errorf("%s reads back as %s (%v)", direct, b, err)
+	}
 }
