@@ -112,7 +112,8 @@ func (c *client) connect(ctx context.Context) (*http.Client, error) {
 	}
 	c.anonymous.Store(auth == authn.Anonymous)
 	c.keepSecret(auth)
-	tr, err := transport.NewWithContext(ctx, c.repo.Registry, auth, transport.NewUserAgent(c.registry.chain(c.insecure), "kiln"), c.scopes)
+	chain := greeter{c.registry, c.insecure, c.registry.chain(c.insecure)}
+	tr, err := transport.NewWithContext(ctx, c.repo.Registry, auth, transport.NewUserAgent(chain, "kiln"), c.scopes)
 	if err != nil {
 		return nil, err
 	}

@@ -45,6 +45,20 @@ func home(l v1.Layer) (name.Repository, bool) {
 	}
 }
 
+// isAt says whether a layer was read from that repository, so that it is there.
+func isAt(l v1.Layer, repo name.Repository) bool {
+	for {
+		switch t := l.(type) {
+		case *layer:
+			return t.img.c.repo.Name() == repo.Name()
+		case interface{ Unwrap() v1.Layer }:
+			l = t.Unwrap()
+		default:
+			return false
+		}
+	}
+}
+
 // Delete removes the manifest that ref, a digest reference, names. Tags that
 // point to it go with it. Many registries do not allow it.
 func (r *Registry) Delete(ctx context.Context, ref string) error {

@@ -106,7 +106,8 @@ func (c *client) open(ctx context.Context, ref, id string, platform v1.Platform)
 	if err != nil {
 		return nil, err
 	}
-	if m.mediaType.IsIndex() {
+	chosen := m.mediaType.IsIndex()
+	if chosen {
 		desc, err := choose(m, platform)
 		if err != nil {
 			return nil, err
@@ -128,7 +129,7 @@ func (c *client) open(ctx context.Context, ref, id string, platform v1.Platform)
 	if !parsed.Config.MediaType.IsConfig() {
 		return nil, fmt.Errorf("not a container image: its config has media type %q", printable(string(parsed.Config.MediaType)))
 	}
-	i := &remoteImage{ctx: ctx, c: c, ref: ref, m: m, parsed: parsed}
+	i := &remoteImage{ctx: ctx, c: c, ref: ref, m: m, parsed: parsed, chosen: chosen}
 	err = c.again(ctx, func() error { return i.readConfig(ctx) })
 	return i, err
 }
@@ -166,9 +167,13 @@ type remoteImage struct {
 	m      manifest
 	parsed *v1.Manifest
 	config []byte
+	chosen bool // from an index
 }
 
 var _ v1.Image = (*remoteImage)(nil)
+
+// FromIndex implements image.Chosen.
+func (i *remoteImage) FromIndex() bool { return i.chosen }
 
 func (i *remoteImage) readConfig(ctx context.Context) error {
 	desc := i.parsed.Config

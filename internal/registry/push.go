@@ -24,6 +24,9 @@ import (
 // manifest by its digest, reads that back, and moves the tag last. So a push
 // that fails leaves the tag where it was.
 //
+// Blobs of an image that was read from the same repository are taken to be
+// there, until the registry says of the manifest that they are not.
+//
 // Layers go as they are: give them compressed if the registry's users should
 // not have to fetch them whole.
 func (r *Registry) Write(ctx context.Context, ref string, img v1.Image) error {
@@ -63,6 +66,7 @@ type item struct {
 	desc v1.Descriptor
 	open func() (io.ReadCloser, error)
 	from name.Repository // where the same registry has it, or the zero value
+	here bool            // an image of this repository has it
 }
 
 // push is one image on its way.
@@ -118,6 +122,8 @@ func newPush(ref string, parsed name.Reference, img v1.Image) (*push, error) {
 		it := item{desc: d, open: l.Compressed}
 		if repo, ok := home(l); ok && sameRegistry(repo, parsed.Context()) {
 			it.from = repo
+		} else if ok {
+			it.here = isAt(l, parsed.Context())
 		}
 		p.items = append(p.items, it)
 	}
@@ -137,12 +143,13 @@ func (p *push) sources() []name.Repository {
 
 func (p *push) run(ctx context.Context) error {
 	t := p.c.registry.retry.start()
-	sent := false
+	sent, doubt := false, false
 	for {
 		var err error
-		if sent, err = p.store(ctx); err == nil {
+		if sent, err = p.store(ctx, doubt); err == nil {
 			break
 		}
+		doubt = true
 		// Debian's registry says that a blob is there while another push is
 		// still writing it, and then that it is not; and a registry may collect
 		// garbage between the question and the manifest.
@@ -165,8 +172,8 @@ func (p *push) run(ctx context.Context) error {
 
 // store brings the blobs there and the manifest under its digest. Nothing is
 // sent when all of it is there.
-func (p *push) store(ctx context.Context) (sent bool, err error) {
-	missing, err := p.missing(ctx)
+func (p *push) store(ctx context.Context, doubt bool) (sent bool, err error) {
+	missing, err := p.missing(ctx, doubt)
 	if err != nil {
 		return false, err
 	}
@@ -194,13 +201,33 @@ func missesBlobs(err error) bool {
 	})
 }
 
-// missing asks for all blobs at once and returns those that are not there.
-func (p *push) missing(ctx context.Context) ([]item, error) {
+// missing finds out which blobs are not there. It asks for the config first: if
+// that is new, so is the image, and to have a blob linked is as quick as to ask
+// for it. In doubt it asks for everything.
+func (p *push) missing(ctx context.Context, doubt bool) ([]item, error) {
+	config, rest := p.items[0], p.items[1:]
+	there, err := p.c.has(ctx, config.desc)
+	if err != nil {
+		return nil, err
+	}
 	var mu sync.Mutex
 	var out []item
+	if !there {
+		out = append(out, config)
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(2 * jobs) // small requests
-	for _, it := range p.items {
+	for _, it := range rest {
+		switch {
+		case doubt:
+		case it.here:
+			continue
+		case !there && it.from.RepositoryStr() != "":
+			mu.Lock()
+			out = append(out, it)
+			mu.Unlock()
+			continue
+		}
 		group.Go(func() error {
 			there, err := p.c.has(ctx, it.desc)
 			if err != nil || there {
@@ -212,7 +239,7 @@ func (p *push) missing(ctx context.Context) ([]item, error) {
 			return nil
 		})
 	}
-	err := group.Wait()
+	err = group.Wait()
 	return out, err
 }
 
@@ -301,10 +328,15 @@ func (c *client) sendOnce(ctx context.Context, it item, progress *transfer) erro
 		case mounted:
 			progress.add(it.desc.Size)
 			return nil
-		case err == nil:
-			return c.put(ctx, location, it, progress)
 		case ctx.Err() != nil:
 			return err
+		}
+		// Not linked: nobody has asked yet whether it is there anyway.
+		if there, err := c.has(ctx, it.desc); err != nil || there {
+			return err
+		}
+		if err == nil {
+			return c.put(ctx, location, it, progress)
 		}
 		// Not allowed to see the other repository: an upload will do.
 	}

@@ -50,9 +50,10 @@ type Registry struct {
 	retry    policy
 	certDirs []string
 
-	mu      sync.Mutex
-	clients map[string]*client           // by scheme class and scopes
-	wires   map[string]http.RoundTripper // by host and whether it is insecure
+	mu        sync.Mutex
+	clients   map[string]*client           // by scheme class and scopes
+	wires     map[string]http.RoundTripper // by host and whether it is insecure
+	greetings map[string]greeting          // by URL and whether it is insecure
 }
 
 var (
@@ -69,14 +70,15 @@ func New(o Options) (*Registry, error) {
 		return nil, err
 	}
 	r := &Registry{
-		insecure: o.Insecure,
-		events:   o.Events,
-		platform: o.Platform,
-		keychain: keychain,
-		retry:    defaultPolicy,
-		certDirs: defaultCertDirs(),
-		clients:  map[string]*client{},
-		wires:    map[string]http.RoundTripper{},
+		insecure:  o.Insecure,
+		events:    o.Events,
+		platform:  o.Platform,
+		keychain:  keychain,
+		retry:     defaultPolicy,
+		certDirs:  defaultCertDirs(),
+		clients:   map[string]*client{},
+		wires:     map[string]http.RoundTripper{},
+		greetings: map[string]greeting{},
 	}
 	if r.events == nil {
 		r.events = event.Discard

@@ -30,6 +30,9 @@ const (
 	dialTimeout = 30 * time.Second
 	// A registry that moves a big blob to its object storage answers late.
 	responseTimeout = 3 * time.Minute
+	// maxIdle is how many connections to a host are kept: several images may be
+	// on their way at once, each with a few requests.
+	maxIdle = 32
 	// Registries redirect once, to their storage; some of those once more.
 	maxRedirects = 5
 )
@@ -85,7 +88,7 @@ func (r *Registry) connections(host string, insecure bool) (http.RoundTripper, e
 		TLSHandshakeTimeout:   dialTimeout,
 		ResponseHeaderTimeout: responseTimeout,
 		IdleConnTimeout:       90 * time.Second,
-		MaxIdleConnsPerHost:   jobs,
+		MaxIdleConnsPerHost:   maxIdle,
 		ForceAttemptHTTP2:     true,
 		// A blob is bytes; what a server compresses on its own is not them.
 		DisableCompression: true,
