@@ -19,6 +19,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -316,4 +317,12 @@ func resets(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
 	}
 	conn.(*net.TCPConn).SetLinger(0)
 	conn.Close()
+}
+
+// delays answers later.
+func delays(d time.Duration) func(http.ResponseWriter, *http.Request, http.Handler) {
+	return func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		time.Sleep(d)
+		next.ServeHTTP(w, r)
+	}
 }

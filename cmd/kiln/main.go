@@ -123,6 +123,7 @@ var exitCodes = []struct {
 	{spec.ExitBuildpack, "a buildpack's build failed"},
 	{spec.ExitBuild, "build failed otherwise"},
 	{spec.ExitExport, "export failed"},
+	{spec.ExitRebase, "rebase failed, or did for one of several images"},
 	{exitSignal + int(syscall.SIGINT), "stopped by Ctrl-C"},
 	{exitSignal + int(syscall.SIGPIPE), "stopped because nobody reads the output any more"},
 	{exitSignal + int(syscall.SIGTERM), "stopped by SIGTERM"},

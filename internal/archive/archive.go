@@ -8,6 +8,7 @@
 package archive
 
 import (
+	"context"
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/image"
@@ -40,6 +41,7 @@ type DockerArchive struct{ Path string }
 type Place interface {
 	image.Source
 	image.Target
+	Names(context.Context) ([][]string, error)
 }
 
 // Parse reads the names that skopeo uses for files: oci:DIR[:ref],

@@ -99,6 +99,7 @@ func openLayout(open opener, ref string) (v1.Image, error) {
 		return nil, err
 	}
 	// An index in an index, as multi-platform builders write it.
+	chosen := desc.MediaType.IsIndex()
 	for range 3 {
 		if !desc.MediaType.IsIndex() {
 			break
@@ -115,7 +116,12 @@ func openLayout(open opener, ref string) (v1.Image, error) {
 			return nil, err
 		}
 	}
-	return openImage(open, desc)
+	img, err := openImage(open, desc)
+	if err != nil {
+		return nil, err
+	}
+	img.chosen = chosen
+	return img, nil
 }
 
 // find looks for ref among the names of an index: a name, a digest, or "" for
@@ -151,7 +157,7 @@ func choose(index *v1.IndexManifest) (v1.Descriptor, error) {
 }
 
 // openImage reads manifest and config; layers stay where they are.
-func openImage(open opener, desc v1.Descriptor) (v1.Image, error) {
+func openImage(open opener, desc v1.Descriptor) (*fileImage, error) {
 	raw, err := open.document(desc, maxManifest)
 	if err != nil {
 		return nil, err
@@ -193,9 +199,13 @@ type fileImage struct {
 	config    []byte
 	parsed    *v1.Manifest
 	layers    []v1.Layer
+	chosen    bool // from an index
 }
 
 var _ v1.Image = (*fileImage)(nil)
+
+// FromIndex implements image.Chosen.
+func (v *fileImage) FromIndex() bool { return v.chosen }
 
 func (v *fileImage) Layers() ([]v1.Layer, error)         { return slices.Clone(v.layers), nil }
 func (v *fileImage) MediaType() (types.MediaType, error) { return v.mediaType, nil }

@@ -14,18 +14,20 @@ import (
 var update = flag.Bool("update", false, "rewrite docs/events.md")
 
 const manualHead = "# Events as JSON\n\n<!-- Made by go test ./internal/event -update from the types themselves. -->\n\n" +
-	"With `--json`, `kiln build` and `kiln base create` print nothing on standard output but one JSON object a line:\n\n" +
+	"With `--json`, `kiln build`, `kiln base create` and `kiln rebase` print nothing on standard output but one JSON\n" +
+	"object a line:\n\n" +
 	`    {"time":"2026-01-02T15:04:05.000Z","kind":"output","event":{"buildpack":"kiln/pip@1.0.0","text":"Installing pip\n"}}` + "\n\n" +
-	"The last line is of kind `built` (`image-written` for a base image), or `error` when the command failed; the same\n" +
-	"is then said on standard error, and the exit code is the one in the event. Times are nanoseconds, sizes bytes; a\n" +
-	"field that is empty may be left out. Kinds and fields may be added; those that are here keep their meaning.\n\n" +
+	"The last line is of kind `built` (`image-written` for a base image; a rebase has a `rebased` for each image), or\n" +
+	"`error` when the command failed; the same is then said on standard error, and the exit code is the one in the\n" +
+	"event. Times are nanoseconds, sizes bytes; a field that is empty may be left out. Kinds and fields may be added;\n" +
+	"those that are here keep their meaning.\n\n" +
 	"| kind | fields |\n|---|---|\n"
 
 // docs/events.md has every kind with all its fields.
 func TestDocs(t *testing.T) {
 	all := []Event{
 		PhaseStarted{}, PhaseFinished{}, Message{}, GroupTried{}, BuildpackStarted{}, Output{}, BuildpackFinished{},
-		Isolation{}, Progress{}, Layer{}, ImageWritten{}, Built{}, Failed{},
+		Isolation{}, Progress{}, Layer{}, ImageWritten{}, Built{}, Rebased{}, Failed{},
 	}
 	var b strings.Builder
 	b.WriteString(manualHead)

@@ -131,6 +131,7 @@ var decoders = map[string]func([]byte) (Event, error){
 	Progress{}.Kind():          decodeAs[Progress],
 	ImageWritten{}.Kind():      decodeAs[ImageWritten],
 	Built{}.Kind():             decodeAs[Built],
+	Rebased{}.Kind():           decodeAs[Rebased],
 	Failed{}.Kind():            decodeAs[Failed],
 	Isolation{}.Kind():         decodeAs[Isolation],
 }

@@ -25,6 +25,7 @@ func TestJSONRoundTrip(t *testing.T) {
 		BuildpackFinished{Buildpack: "a@1", Op: "build", ExitCode: 3},
 		Built{Names: []string{"hello"}, ID: "sha256:2", Size: 9, Reused: 1, New: 2, Isolation: "1", Phases: []PhaseTime{{Phase: "build", Elapsed: 5}}, Elapsed: 6},
 		Isolation{Tier: "1"},
+		Rebased{Name: "hello", Result: "planned", Removed: []RebaseLayer{{DiffID: "sha256:1", Size: 4}}, Labels: []Change{{Name: "a", Old: "b"}}},
 		Failed{Message: "no", Hint: "try again", ExitCode: 3},
 	}
 	if len(want) != len(decoders) {

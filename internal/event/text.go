@@ -90,6 +90,8 @@ func (t *Text) Emit(e Event) {
 		t.isolation(e)
 	case Built:
 		t.built(e)
+	case Rebased:
+		t.rebased(e)
 	}
 }
 

@@ -47,6 +47,13 @@ type PlatformSource interface {
 	ImageFor(ctx context.Context, ref string, platform v1.Platform) (v1.Image, error)
 }
 
+// Chosen is what a v1.Image may also offer: to say that the name it was opened
+// by means several images, of which it is the one for a platform. To write
+// another one under that name would take away the rest.
+type Chosen interface {
+	FromIndex() bool
+}
+
 // AccessChecker is what a Source or Target may also offer: to say early
 // whether ref could be read or written.
 type AccessChecker interface {

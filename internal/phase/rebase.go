@@ -76,6 +76,17 @@ func openFor(ctx context.Context, source image.Source, ref string, want v1.Platf
 	return img, err
 }
 
+// BaseLayers counts the layers of an app image that are its run image's: those
+// that Rebase replaces. Errors carry spec.ExitRebase.
+func BaseLayers(app v1.Image) (int, error) {
+	s, err := standsOn(app)
+	if err != nil {
+		return 0, spec.Exit(spec.ExitRebase, err)
+	}
+	n, err := s.baseLayers()
+	return n, spec.Exit(spec.ExitRebase, err)
+}
+
 // Rebase puts an app image on another run image (Platform API, "rebaser"):
 // layers up to the recorded top layer are replaced, the label says so, and the
 // io.buildpacks.base.* and io.buildpacks.stack.* labels become the new run
