@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -95,12 +96,29 @@ func (p podmanHome) start(image, port string) (container string, err error) {
 		// image's user 1000 would be "unable to setup user: invalid argument".
 		common = append(common, "--user", "0:0")
 	}
+	return p.runtimes(common, image)
+}
+
+// output runs a command of the image, its default one if there is none, and
+// returns the last line that it prints.
+func (p podmanHome) output(image string, entrypoint ...string) (string, error) {
+	common := []string{"run", "--rm", "--network", "none", "--pull", "always", "--tls-verify=false", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"}
+	if os.Getuid() != 0 {
+		common = append(common, "--user", "0:0") // see start
+	}
+	if len(entrypoint) > 0 {
+		return p.runtimes(append(common, "--entrypoint", entrypoint[0]), append([]string{image}, entrypoint[1:]...)...)
+	}
+	return p.runtimes(common, image)
+}
+
+// runtimes runs podman with the first runtime that this host bears.
+func (p podmanHome) runtimes(flags []string, operands ...string) (string, error) {
 	var errs []error
 	for _, runtime := range [][]string{{"runc"}, {"crun", "--cgroups=disabled"}} {
-		args := append([]string{"--runtime", runtime[0]}, append(common, append(runtime[1:], image)...)...)
-		container, err := p.run(args...)
+		out, err := p.run(slices.Concat(flags[:1], []string{"--runtime", runtime[0]}, runtime[1:], flags[1:], operands)...)
 		if err == nil {
-			return container, nil
+			return out, nil
 		}
 		errs = append(errs, err)
 	}

@@ -24,10 +24,9 @@ import (
 	"github.com/kilnbuild/kiln/test/conform"
 )
 
-// TestRebase rebases in Debian's docker-registry, in the store and in files;
+// rebases is rebasing in Debian's docker-registry, in the store and in files;
 // skopeo, umoci and podman read what comes out.
-func TestRebase(t *testing.T) {
-	s := newSite(t)
+func rebases(t *testing.T, s site) {
 	t.Run("rebuild", func(t *testing.T) { rebaseIsARebuild(t, s) })
 	t.Run("podman", func(t *testing.T) { podmanRunsRebased(t, s) })
 	t.Run("fleet", func(t *testing.T) { rebaseFleet(t, s) })
@@ -98,8 +97,8 @@ func rebaseIsARebuild(t *testing.T, s site) {
 			t.Errorf("the dry run does not say %q:\n%s", want, plan)
 		}
 	}
-	if now := runKiln(t.Context(), t, store, nil, "images", "--quiet").ok(t).id(); now != before {
-		t.Errorf("after a dry run the image is %s, was %s", now, before)
+	if now := runKiln(t.Context(), t, store, nil, "images", "--quiet").ok(t).stdout; !strings.Contains(now, before) {
+		t.Errorf("after a dry run there are %s, and no %s", now, before)
 	}
 	rebased := runKiln(t.Context(), t, store, nil, "rebase", "--quiet", "moved").ok(t).id()
 	if out := runKiln(t.Context(), t, store, nil, "run", "moved", "--", "cat", "/etc/patched", "app.txt").ok(t).stdout; out != "2.0\nthe app\n" {
@@ -141,16 +140,11 @@ func podmanRunsRebased(t *testing.T, s site) {
 			t.Fatal(err)
 		}
 		defer p.close()
-		for _, cmd := range [][]string{nil, {"/etc/patched"}} {
-			args := []string{"run", "--rm", "--network", "none", "--tls-verify=false", "--pull", "always"}
-			want := "the app"
-			if cmd != nil {
-				args, want = append(args, "--entrypoint", "cat"), "3.0"
-			}
-			out, err := p.run(append(append(args, s.addr+"/me/podman"), cmd...)...)
-			if err != nil || out != want {
-				t.Errorf("docker=%t %q: %q %v", docker, cmd, out, err)
-			}
+		if out, err := p.output(s.addr + "/me/podman"); err != nil || out != "the app" {
+			t.Errorf("docker=%t: %q %v", docker, out, err)
+		}
+		if out, err := p.output(s.addr+"/me/podman", "cat", "/etc/patched"); err != nil || out != "3.0" {
+			t.Errorf("docker=%t, the base: %q %v", docker, out, err)
 		}
 	}
 }
@@ -192,7 +186,9 @@ func rebaseFleet(t *testing.T, s site) {
 			case event.Rebased:
 				results = append(results, e)
 			case event.Message:
-				t.Errorf("not an event: %s", e.Text)
+				if !strings.Contains(e.Text, "forced: ") || !slices.Contains(args, "--force") {
+					t.Errorf("not an event: %s", e.Text)
+				}
 			}
 		})); err != nil {
 			t.Fatal(err)

@@ -21,6 +21,7 @@ func TestRegistry(t *testing.T) {
 	t.Run("pulled once, pushed once", func(t *testing.T) { pulledOncePushedOnce(t, s) })
 	t.Run("plain HTTP", func(t *testing.T) { plainHTTP(t, s) })
 	t.Run("names of inputs", func(t *testing.T) { namesOfInputs(t, s) })
+	t.Run("rebase", func(t *testing.T) { rebases(t, s) })
 	t.Run("faults", func(t *testing.T) { faults(t, s) })
 }
 
