@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -110,6 +111,10 @@ printf '[[processes]]\ntype = "web"\ncommand = ["run"]\ndefault = true\n' > laun
 `)
 }
 
+// me is the user of a build: buildpacks run as whoever tests, so that the owners
+// of what they leave and of what is restored are the same.
+func me() string { return strconv.Itoa(os.Getuid()) }
+
 func (w *world) phases(host string, more ...string) [][]string {
 	repo := host + "/me/app"
 	if w.repo != "" {
@@ -122,7 +127,7 @@ func (w *world) phases(host string, more ...string) [][]string {
 		{detector},
 		slices.Concat([]string{restorer}, run, cache),
 		{builder},
-		slices.Concat([]string{exporter}, run, cache, []string{"-launcher", w.path("launcher"), "-launcher-sbom", w.dir, "-uid", "1000", "-gid", "1000", img, repo + ":2"}),
+		slices.Concat([]string{exporter}, run, cache, []string{"-launcher", w.path("launcher"), "-launcher-sbom", w.dir, "-uid", me(), "-gid", me(), img, repo + ":2"}),
 	}
 }
 
@@ -243,7 +248,7 @@ func TestCreatorMakesTheSame(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.mkdir("layers")
-	w.want(0, w.run(creator, "-run", w.path("run.toml"), "-launcher", w.path("launcher"), "-launcher-sbom", w.dir, "-uid", "1000", "-gid", "1000",
+	w.want(0, w.run(creator, "-run", w.path("run.toml"), "-launcher", w.path("launcher"), "-launcher-sbom", w.dir, "-uid", me(), "-gid", me(),
 		"-tag", host+"/me/created:2", host+"/me/created:1"))
 	for _, tag := range []string{":1", ":2"} {
 		img, _ := pull(t, host+"/me/created"+tag)

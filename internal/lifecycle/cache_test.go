@@ -88,7 +88,7 @@ func TestCacheImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.mkdir("layers")
-	w.want(0, w.run(creator, "-run", w.path("run.toml"), "-launcher", w.path("launcher"), "-launcher-sbom", w.dir, "-uid", "1000", "-gid", "1000", "-cache-image", image, host+"/me/app:1"))
+	w.want(0, w.run(creator, "-run", w.path("run.toml"), "-launcher", w.path("launcher"), "-launcher-sbom", w.dir, "-uid", me(), "-gid", me(), "-cache-image", image, host+"/me/app:1"))
 	if out := w.stdout.String(); !strings.Contains(out, "kept was restored") {
 		t.Error(out)
 	}
