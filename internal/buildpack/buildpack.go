@@ -138,12 +138,8 @@ func (b Buildpack) RunsIn(execEnv string) bool {
 	return !spec.Has(b.API(), spec.BuildpackExecEnv) || spec.InExecEnv(b.Info().ExecEnv, execEnv)
 }
 
-// Supports tells whether b can build for target. Buildpacks of an API that
-// does not know targets can for all.
+// Supports tells whether b can build for target.
 func (b Buildpack) Supports(target spec.Target) bool {
-	if !spec.Has(b.API(), spec.BuildpackTargets) {
-		return true
-	}
 	linux := []string{"bin/build"}
 	windows := []string{"bin/build.bat", "bin/build.exe"}
 	if b.Extension {

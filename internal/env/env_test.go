@@ -41,6 +41,7 @@ func tree(t testing.TB, files map[string]string) string {
 }
 
 func TestFromContainer(t *testing.T) {
+	conform.Covers(t, 55)
 	got := FromContainer([]string{
 		"PATH=/bin", "HOME=/home/cnb", "SECRET=x", "CNB_REGISTRY_AUTH={}", "CNB_PLATFORM_API=0.15", "CNB_STACK_ID=s",
 		"http_proxy=p", "HTTPS_PROXY=q", "no_proxy=", "LD_LIBRARY_PATH=/lib", "LIBRARY_PATH=a", "CPATH=b",

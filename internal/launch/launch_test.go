@@ -324,6 +324,7 @@ launcher: hint: PATH is "/usr/bin:/bin"
 }
 
 func TestExecEnv(t *testing.T) {
+	conform.Covers(t, 191)
 	im := newImage(t, processes)
 	im.want("everywhere", "everywhere")
 	im.wantFailure(82, `launcher: process "test-only" is not meant for the execution environment "production"

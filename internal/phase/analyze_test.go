@@ -394,6 +394,50 @@ func TestRestoreTable(t *testing.T) {
 }
 
 // TestRestoreInPlace restores into a plain directory, as in any container.
+// A layer may be for some execution environments only; its buildpack says so in
+// the metadata, which comes from an image as JSON and from a cache.
+func TestRestoreLayersOfThisEnvironment(t *testing.T) {
+	for name, test := range map[string]struct {
+		metadata any // exec-env
+		execEnv  string
+		api      string
+		want     bool
+	}{
+		"says nothing":              {nil, "", testAPI, true},
+		"for all":                   {[]any{"*"}, "test", testAPI, true},
+		"empty":                     {[]any{}, "test", testAPI, true},
+		"for this":                  {[]any{"development", "test"}, "test", testAPI, true},
+		"for the default":           {[]any{"production"}, "", testAPI, true},
+		"for another":               {[]any{"test"}, "", testAPI, false},
+		"before there were any":     {[]any{"test"}, "", "0.14", true},
+		"means something else":      {"test", "", testAPI, true},
+		"means something else, too": {[]any{int64(1)}, "", testAPI, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			x := &site{}
+			x.layers = Tree{Path: "/layers", Stack: layer.Stack{Upper: t.TempDir()}}
+			layers := func(flags string) []spec.BuildpackLayers {
+				l := lm("sha256:1", flags)
+				if test.metadata != nil {
+					l.Data["exec-env"] = test.metadata
+				}
+				return []spec.BuildpackLayers{{Key: "acme/a", Layers: map[string]spec.LayerMetadata{flags: l}}}
+			}
+			a := spec.Analyzed{Metadata: spec.LifecycleMetadata{Buildpacks: layers("l"), ExecEnv: test.execEnv}}
+			c := cacheOf{md: spec.CacheMetadata{Buildpacks: layers("bc")}, layers: map[string]v1.Layer{"sha256:1": struct{ v1.Layer }{}}}
+			place := func(context.Context, string, v1.Layer) error { return nil }
+			known, err := Restore(t.Context(), c, place, spec.Group{Group: []spec.GroupElement{{ID: "acme/a"}}}, a, x.layers,
+				RestoreSetting{PlatformAPI: test.api, ExecEnv: test.execEnv}, &x.events)
+			must(t, err)
+			_, inImage := os.Stat(filepath.Join(x.layers.Upper, "acme_a/l.toml"))
+			_, inCache := os.Stat(filepath.Join(x.layers.Upper, "acme_a/bc.toml"))
+			if (inImage == nil) != test.want || (inCache == nil) != test.want || (len(known) == 1) != test.want {
+				t.Errorf("restored %v, %v, %v, want %v", inImage == nil, inCache == nil, known, test.want)
+			}
+		})
+	}
+}
+
 func TestRestoreInPlace(t *testing.T) {
 	x := newSite(t)
 	x.contents()

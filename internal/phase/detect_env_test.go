@@ -12,7 +12,7 @@ import (
 )
 
 func TestDetectEnvironment(t *testing.T) {
-	conform.Covers(t, 50, 112, 113, 124)
+	conform.Covers(t, 50, 51, 56, 112, 113, 124)
 	const dump = `env | grep -v '^_=\|^PWD=\|^OLDPWD=\|^SHLVL=' | sort > $CNB_BUILDPACK_DIR/env; pwd > $CNB_BUILDPACK_DIR/pwd; echo "$0 $1 $2" > $CNB_BUILDPACK_DIR/args`
 	w := newWorld(t)
 	w.set.ExecEnv = "test"
@@ -55,6 +55,7 @@ func TestDetectEnvironment(t *testing.T) {
 }
 
 func TestDetectUnknownTargetIsNotSet(t *testing.T) {
+	conform.Covers(t, 51)
 	w := newWorld(t)
 	w.set.Target = spec.Target{OS: "linux", Arch: "amd64"}
 	w.add(pack{name: "a@1", detect: `env | grep ^CNB_TARGET_ | sort > $CNB_BUILDPACK_DIR/env`})
@@ -67,6 +68,7 @@ func TestDetectUnknownTargetIsNotSet(t *testing.T) {
 }
 
 func TestDetectTargets(t *testing.T) {
+	conform.Covers(t, 53, 54)
 	other := "[[targets]]\nos = \"linux\"\narch = \"riscv64\"\n"
 	tests := []struct {
 		name, order, want string
@@ -83,13 +85,24 @@ func TestDetectTargets(t *testing.T) {
 		{"stack *", "star@1", "star@1", "0.15", 0},
 		{"stack bionic", "bionic@1", "", "0.15", spec.ExitDetectError},
 		{"an old buildpack without targets", "old@1", "old@1", "0.15", 0},
+		{"an old buildpack for bionic alone", "oldbionic@1", "", "0.15", spec.ExitDetectError},
+		{"the variant", "v3@1", "v3@1", "0.15", 0},
+		{"the variant as the reference spells it", "av3@1", "av3@1", "0.15", 0},
+		{"another variant", "v2@1", "", "0.15", spec.ExitDetectError},
+		{"another variant as the reference spells it", "av2@1", "", "0.15", spec.ExitDetectError},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWorld(t)
 			w.set.PlatformAPI = tt.platform
+			w.set.Target.Variant = "v3"
 			w.add(pack{name: "p@1"})
 			w.add(pack{name: "other@1", more: other})
+			for _, variant := range []string{"v2", "v3"} {
+				w.add(pack{name: variant + "@1", more: "[[targets]]\nos = \"linux\"\nvariant = \"" + variant + "\"\n"})
+				w.add(pack{name: "a" + variant + "@1", more: "[[targets]]\nos = \"linux\"\narch-variant = \"" + variant + "\"\n"})
+			}
+			w.add(pack{name: "oldbionic@1", api: "0.9", more: "[[stacks]]\nid = \"io.buildpacks.stacks.bionic\"\n"})
 			w.add(pack{name: "old@1", api: "0.9", more: "[[stacks]]\nid = \"some.stack\"\n"})
 			w.add(pack{name: "deb@1", more: "[[targets]]\nos = \"linux\"\n[[targets.distros]]\nname = \"debian\"\nversion = \"12\"\n"})
 			w.add(pack{name: "ubu@1", more: "[[targets]]\nos = \"linux\"\n[[targets.distros]]\nname = \"ubuntu\"\nversion = \"22.04\"\n"})
@@ -107,6 +120,7 @@ func TestDetectTargets(t *testing.T) {
 }
 
 func TestDetectExecEnv(t *testing.T) {
+	conform.Covers(t, 60, 61, 62)
 	tests := []struct {
 		name, order, env, platform, want string
 		code                             int
@@ -155,6 +169,7 @@ func TestDetectExecEnvOfOrderEntry(t *testing.T) {
 }
 
 func TestDetectAllSkippedGoesOnToNextGroup(t *testing.T) {
+	conform.Covers(t, 61)
 	w := newWorld(t)
 	w.add(pack{name: "a@1", info: `exec-env = ["test"]`})
 	w.add(pack{name: "b@1"})

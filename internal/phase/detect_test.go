@@ -215,6 +215,7 @@ func TestDetectReasonsAreTheBuildpacksOwnWords(t *testing.T) {
 }
 
 func TestDetectOutputIsShownOnFailureOrDebugOnly(t *testing.T) {
+	conform.Covers(t, 63)
 	w := newWorld(t)
 	w.add(pack{name: "quiet@1", detect: "echo chatter"})
 	w.add(pack{name: "no@1", detect: fail})
@@ -473,6 +474,7 @@ func TestDetectTooManyGroups(t *testing.T) {
 }
 
 func TestWithSystem(t *testing.T) {
+	conform.Covers(t, 58, 59)
 	w := newWorld(t)
 	var sys spec.System
 	sys.System.Pre.Buildpacks = group("pre@1 a@9").Group
@@ -503,7 +505,63 @@ func TestWithSystem(t *testing.T) {
 	}
 }
 
+// System buildpacks are members like others: in groups of optional buildpacks
+// they may be the ones that pass, environments leave them out, a nested order
+// that has one too gets it once, and extensions come before all.
+func TestSystemBuildpacksAreOrdinaryMembers(t *testing.T) {
+	conform.Covers(t, 58)
+	for _, tt := range []struct {
+		name, pre, post, order, want string
+		execEnv                      []string // of the first pre
+		tried                        []string
+	}{
+		{"a group whose own members all decline", "sys@1", "", "f@1?", "sys@1", nil, []string{"sys@1:pass f@1:fail"}},
+		{"in a nested order, too", "sys@1", "", "nest@1", "sys@1 a@1", nil, []string{"sys@1:pass a@1:pass"}},
+		{"another version in a nested order", "", "sys@1", "nest@1", "sys@2 a@1", nil, []string{"sys@2:pass a@1:pass"}},
+		{"before and after", "sys@1", "sys@2 b@1", "a@1", "sys@1 a@1 b@1", nil, []string{"sys@1:pass a@1:pass b@1:pass"}},
+		{"a composite", "comp@1", "", "b@1", "a@1 b@1", nil, []string{"a@1:pass b@1:pass"}},
+		{"not for this environment", "sys@1", "b@1", "a@1", "a@1 b@1", []string{"test"}, []string{"a@1:pass b@1:pass"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t)
+			for _, name := range []string{"sys@1", "sys@2", "a@1", "b@1"} {
+				w.add(pack{name: name})
+			}
+			w.add(pack{name: "f@1", detect: fail})
+			w.composite("nest@1", "sys@2 a@1")
+			w.composite("comp@1", "a@1")
+			var sys spec.System
+			sys.System.Pre.Buildpacks, sys.System.Post.Buildpacks = group(tt.pre).Group, group(tt.post).Group
+			if tt.execEnv != nil {
+				sys.System.Pre.Buildpacks[0].ExecEnv = tt.execEnv
+			}
+			g, _, err := w.detect(WithSystem("0.15", order(tt.order), sys))
+			if err != nil || names(g.Group) != tt.want {
+				t.Errorf("group %q, error %v, want %q", names(g.Group), err, tt.want)
+			}
+			requireStrings(t, "tried", w.tried(), tt.tried...)
+		})
+	}
+}
+
+// A require with a version of its own is from before Buildpack API 0.3.
+func TestDetectRefusesVersionOfRequire(t *testing.T) {
+	conform.Covers(t, 57)
+	for _, plan := range []string{`[[requires]]\nname = "x"\nversion = "1"\n`, `[[or]]\n[[or.requires]]\nname = "x"\nversion = "1"\n`} {
+		w := newWorld(t)
+		w.add(pack{name: "a@1", detect: `printf '[[provides]]\nname = "x"\n' > $CNB_BUILD_PLAN_PATH; printf '` + plan + `' >> $CNB_BUILD_PLAN_PATH`})
+		_, _, err := w.detect(order("a@1"))
+		if code := spec.ExitCode(err, -1); code != spec.ExitDetectError {
+			t.Errorf("exit code %d (%v)", code, err)
+		}
+		if tried := w.list[len(w.list)-1].(event.GroupTried); !strings.Contains(tried.Group[0].Reason, "version: is not allowed here") {
+			t.Errorf("reason %q", tried.Group[0].Reason)
+		}
+	}
+}
+
 func TestTargetOf(t *testing.T) {
+	conform.Covers(t, 52)
 	release := []byte("PRETTY_NAME=\"Debian\"\nID=debian\nVERSION_ID=\"12\"\n")
 	known := spec.Target{OS: "linux", Arch: "arm64", Distro: &spec.Distro{Name: "ubuntu", Version: "22.04"}}
 	unknown := spec.Target{OS: "linux", Arch: "arm64"}

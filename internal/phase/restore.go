@@ -193,7 +193,7 @@ func (r *restorer) choose(md spec.LifecycleMetadata, cached spec.CacheMetadata) 
 		for name, l := range inImage {
 			c, hit := inCache[name]
 			switch {
-			case !l.Launch || l.Build && !l.Cache || spec.ValidateLayerName(name) != nil:
+			case !l.Launch || l.Build && !l.Cache || spec.ValidateLayerName(name) != nil || !r.inExecEnv(l):
 			case !l.Cache:
 				m.layers[name] = wanted{data: l.Data}
 			case hit && c.Cache && c.SHA == l.SHA:
@@ -206,11 +206,28 @@ func (r *restorer) choose(md spec.LifecycleMetadata, cached spec.CacheMetadata) 
 			l, hit := inImage[name]
 			hit = hit && l.Launch
 			skip := c.Launch && (hit || !spec.Has(r.set.PlatformAPI, spec.PlatformRestoreWithoutImage))
-			if c.Cache && !skip && spec.ValidateLayerName(name) == nil {
+			if c.Cache && !skip && spec.ValidateLayerName(name) == nil && r.inExecEnv(c) {
 				m.layers[name] = wanted{data: c.Data, contents: c.SHA}
 			}
 		}
 	}
+}
+
+// inExecEnv tells whether a layer is meant for this execution environment, of
+// which its buildpack may have said something in its metadata (Buildpack API,
+// "Layer Content Metadata").
+func (r *restorer) inExecEnv(l spec.LayerMetadata) bool {
+	if !spec.Has(r.set.PlatformAPI, spec.PlatformExecEnv) {
+		return true
+	}
+	values, _ := l.Data["exec-env"].([]any)
+	var list []string
+	for _, v := range values {
+		if s, ok := v.(string); ok {
+			list = append(list, s)
+		}
+	}
+	return spec.InExecEnv(list, execEnvOf(r.set.ExecEnv))
 }
 
 // placeAll puts the contents in place. A layer whose contents do not come has

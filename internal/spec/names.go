@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // EscapeID is the directory name of a buildpack or extension ID, the same
@@ -67,11 +69,13 @@ func ValidateLayerName(name string) error {
 // DefaultExecEnv is the execution environment where CNB_EXEC_ENV is unset.
 const DefaultExecEnv = "production"
 
-// ValidateExecEnv checks the name of an execution environment: letters,
-// digits, "." and "-".
+// ValidateExecEnv checks the name of an execution environment: anything that
+// can be printed but "/", which is reserved, and white space (Platform API,
+// "execution environment"; the RFC behind it allows less, and platforms differ).
 func ValidateExecEnv(name string) error {
-	if name == "" || !allowed(name, ".-") {
-		return fmt.Errorf("CNB_EXEC_ENV %q is not valid: only letters, digits, '.' and '-' are allowed", name)
+	bad := func(r rune) bool { return r == '/' || !unicode.IsPrint(r) || unicode.IsSpace(r) }
+	if name == "" || !utf8.ValidString(name) || strings.ContainsFunc(name, bad) {
+		return fmt.Errorf("CNB_EXEC_ENV %q is not valid: it must not be empty or have '/', white space or control characters", name)
 	}
 	return nil
 }

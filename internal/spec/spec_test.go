@@ -105,7 +105,7 @@ func TestNames(t *testing.T) {
 	check("path version", ValidatePathVersion, []string{"1.2.3-dev", "{{.Version}}"}, []string{"", ".", "..", "a/b", "a\x00"})
 	check("process type", ValidateProcessType, []string{"web", "a.b_c-D", "..."}, []string{"", ".", "..", "a/b", "a b", "a:b"})
 	check("layer", ValidateLayerName, []string{"a", "a b", "build2"}, []string{"", ".", "..", "build", "launch", "store", "a/b", "\x00"})
-	check("exec env", ValidateExecEnv, []string{"production", "a.b-1"}, []string{"", "a/b", "a_b", "*"})
+	check("exec env", ValidateExecEnv, []string{"production", "a.b-1", "a_b", "é"}, []string{"", "a/b", "/", "a b", "a\nb", "a\x00", "\xff"})
 	if EscapeID("a/b/c") != "a_b_c" {
 		t.Error(EscapeID("a/b/c"))
 	}
@@ -158,6 +158,10 @@ func TestTargets(t *testing.T) {
 		}
 		return b
 	}
+	since := func(api string, b Buildpack) Buildpack {
+		b.API = api
+		return b
+	}
 	listed := bp("*")
 	listed.Targets = []Target{{OS: "windows"}}
 	for i, tt := range []struct {
@@ -172,6 +176,10 @@ func TestTargets(t *testing.T) {
 		{bp("io.buildpacks.stacks.bionic"), true, debian, false},
 		{bp("io.buildpacks.stacks.bionic", "*"), true, debian, true},
 		{bp("some.stack"), true, debian, true},
+		{since("0.9", bp("io.buildpacks.stacks.bionic", "some.stack")), true, debian, true},
+		{since("0.9", bp("io.buildpacks.stacks.bionic")), true, debian, false},
+		{since("0.10", bp("io.buildpacks.stacks.bionic", "some.stack")), true, debian, false},
+		{since("0.10", bp("io.buildpacks.stacks.bionic", "some.stack")), true, bionic, true},
 		{listed, true, debian, false},
 	} {
 		if got := AnyTarget(tt.b.EffectiveTargets(tt.unix, false), tt.base); got != tt.matches {

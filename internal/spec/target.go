@@ -45,18 +45,20 @@ const bionic = "io.buildpacks.stacks.bionic"
 // One that lists none supports what its deprecated stacks stand for, or else
 // the operating systems it has executables for: linux says that bin/build (of
 // an extension: bin/detect or bin/generate) exists, windows the same with
-// .bat or .exe.
+// .bat or .exe. Of a buildpack from before targets, bionic among other stacks
+// stands for nothing: the others have no meaning that is known, and it is for
+// them too.
 func (b Buildpack) EffectiveTargets(linux, windows bool) []Target {
 	targets := b.Targets
 	for _, stack := range b.Stacks {
 		if len(b.Targets) > 0 {
 			break
 		}
-		switch stack.ID {
-		case bionic:
-			targets = append(targets, BionicTarget())
-		case "*":
+		switch {
+		case stack.ID == "*":
 			targets = append(targets, Target{})
+		case stack.ID == bionic && (Has(b.API, BuildpackTargets) || len(b.Stacks) == 1):
+			targets = append(targets, BionicTarget())
 		}
 	}
 	if len(targets) > 0 {
