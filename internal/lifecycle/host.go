@@ -54,8 +54,8 @@ type Places struct {
 	// image under every name it is to have; nil are registries.
 	Source image.Source
 	Target image.Target
-	// Bases opens the images that are to be extended; nil is Source where both
-	// of these are set, else registries, wherever the build's images are.
+	// Bases opens the images that are to be extended; nil is registries, wherever
+	// the build's other images are.
 	Bases image.Source
 	// Trusted knows blobs of Target that need not be read again after an export;
 	// nil are those of the run image and the previous image.

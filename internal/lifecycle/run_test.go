@@ -239,6 +239,9 @@ func TestSystemBuildpacksAndOrderInLayers(t *testing.T) {
 	if got := members("0.15", "-system", w.path("nothing.toml")); got != "a/first second" {
 		t.Error(got)
 	}
+	if got := members("0.15", "-system="); got != "a/first second" {
+		t.Error(got)
+	}
 	if got := members("0.14"); got != "a/first second" {
 		t.Error(got)
 	}

@@ -33,9 +33,6 @@ func (h Host) places(in inputs) (*Places, error) {
 		p = &Places{}
 	}
 	if p.Source != nil && p.Target != nil {
-		if p.Bases == nil {
-			p.Bases = p.Source
-		}
 		return p, nil
 	}
 	r, err := h.registry(in, p)
@@ -47,9 +44,6 @@ func (h Host) places(in inputs) (*Places, error) {
 	}
 	if p.Target == nil {
 		p.Target = r
-	}
-	if p.Bases == nil {
-		p.Bases = r
 	}
 	return p, nil
 }
@@ -209,7 +203,13 @@ func (h Host) saveBases(ctx context.Context, in inputs, p *Places, a spec.Analyz
 	if err != nil {
 		return a, err
 	}
-	return phase.SaveBases(ctx, p.Bases, filepath.Join(kaniko.Upper, "cache"), a, in.buildImage, set)
+	bases := p.Bases
+	if bases == nil {
+		if bases, err = h.registry(in, p); err != nil {
+			return a, err
+		}
+	}
+	return phase.SaveBases(ctx, bases, filepath.Join(kaniko.Upper, "cache"), a, in.buildImage, set)
 }
 
 // tree is a directory of the build for the phases that read it file by file.
