@@ -120,3 +120,26 @@ func TestExtensionChoosesRunImage(t *testing.T) {
 		}
 	}
 }
+
+// TestSystemBuildpacks builds with a builder that puts a buildpack before every
+// group, and without that.
+func TestSystemBuildpacks(t *testing.T) {
+	builder, run := tiny(t)
+	builder = with(t, builder, map[string]string{
+		"/cnb/order.toml":                             "[[order]]\n[[order.group]]\nid = 'b'\nversion = '1'\n",
+		"/cnb/system.toml":                            "[[system.pre.buildpacks]]\nid = 'everywhere'\nversion = '1'\n",
+		"/cnb/buildpacks/b/1/buildpack.toml":          "api = '0.12'\n[buildpack]\nid = 'b'\nversion = '1'\n",
+		"/cnb/buildpacks/b/1/bin/detect":              "#!/bin/sh\n",
+		"/cnb/buildpacks/b/1/bin/build":               "#!/bin/sh\n",
+		"/cnb/buildpacks/everywhere/1/bin/detect":     "#!/bin/sh\n",
+		"/cnb/buildpacks/everywhere/1/bin/build":      "#!/bin/sh\necho system buildpack\n",
+		"/cnb/buildpacks/everywhere/1/buildpack.toml": "api = '0.12'\n[buildpack]\nid = 'everywhere'\nversion = '1'\n",
+	})
+	args := []string{"build", "system", "--path", app(t, map[string]string{"f": "x"}), "--run-image", run, "--builder", builder}
+	if out := must(t, args...); !strings.Contains(out, "everywhere@1\n    system buildpack\n") {
+		t.Errorf("it did not run:\n%s", out)
+	}
+	if out := must(t, append(args, "--disable-system-buildpacks")...); strings.Contains(out, "everywhere") {
+		t.Errorf("it ran:\n%s", out)
+	}
+}

@@ -65,6 +65,7 @@ func (o *buildOptions) flags(c *cobra.Command) {
 	f.StringVar(&req.RunImage, "run-image", "", "`image` to put the app on (default: the builder's)")
 	f.StringArrayVarP(&req.Buildpacks, "buildpack", "b", nil, "`buildpack` to use instead of the builder's order: folder, id[@version] or image")
 	f.StringVar(&req.ExecEnv, "exec-env", "", "execution `environment` to build for, such as test (default: production)")
+	f.BoolVar(&req.NoSystem, "disable-system-buildpacks", false, "leave out the buildpacks that the builder puts around every group")
 	f.StringVarP(&req.DefaultProcess, "default-process", "D", "", "process `type` that the image starts")
 	f.BoolVar(&req.ClearCache, "clear-cache", false, "build as if for the first time")
 	f.StringVar(&req.Network, "network", "host", "network `mode` of the buildpacks: host or none")

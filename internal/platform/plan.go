@@ -85,6 +85,11 @@ func Plan(req Request, b Builder) []Step {
 	}
 	analyze = append(append(analyze, skip...), req.Image)
 
+	detect := []string{"-app", dirApp, "-platform", dirPlatform}
+	if req.NoSystem {
+		detect = append(detect, "-system=")
+	}
+
 	var export []string
 	if req.DefaultProcess != "" {
 		export = append(export, "-process-type", req.DefaultProcess)
@@ -98,7 +103,7 @@ func Plan(req Request, b Builder) []Step {
 	}
 	return []Step{
 		trusted("analyzer", analyze...),
-		foreign("detector", "-app", dirApp, "-platform", dirPlatform),
+		foreign("detector", detect...),
 		trusted("restorer", skip...),
 		foreign("builder", "-app", dirApp, "-platform", dirPlatform),
 		exporter,

@@ -39,7 +39,7 @@ func TestPlanGolden(t *testing.T) {
 			RunImage: "bases.example/run@sha256:" + strings.Repeat("a", 64), Env: map[string]string{"SECRET": "only in files"},
 			DefaultProcess: "worker", Volumes: []Volume{{Source: "/srv/x", Target: "/volumes/x"}, {Source: "/srv/b", Target: "/platform/bindings/b", ReadOnly: true}},
 			Network: sandbox.NoNetwork, ClearCache: true, Outputs: []Destination{{Kind: ToRegistry}, {Kind: ToLayout, Path: "out"}},
-			SourceDateEpoch: "1700000000", LogLevel: "debug",
+			SourceDateEpoch: "1700000000", LogLevel: "debug", NoSystem: true,
 		}},
 		{"to an archive, on a run image that is a file", foreign, Request{
 			Image: "hello", Path: "src", RunImage: "oci-archive:run.tar", Outputs: []Destination{{Kind: ToDockerArchive, Path: "x.tar"}},

@@ -33,6 +33,8 @@ type Request struct {
 	// Group is used like Buildpacks, Pre and Post are put before and after every
 	// group: they come from the project descriptor.
 	Group, Pre, Post []spec.ProjectBuildpack
+	// NoSystem leaves out the builder's system buildpacks.
+	NoSystem bool
 	// ExecEnv is the execution environment; empty means production.
 	ExecEnv string
 	// Env is what the user wants buildpacks to see; it becomes files in
