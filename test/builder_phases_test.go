@@ -2,6 +2,7 @@ package test
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,13 +18,15 @@ type place struct {
 	builder string // image in podman
 	image   string // what is built
 	env     []string
+	offline bool // detector and builder have no network
 }
 
 // place lays out an app to build in containers of the builder.
 func (w *world) place(t *testing.T, builder, image string, app map[string]string) *place {
 	t.Helper()
-	p := &place{dir: filepath.Join(w.dir, strings.ReplaceAll(image, "/", "-")), builder: w.inPodman(t, builder), image: w.addr + "/" + image, env: []string{"CNB_PLATFORM_API=0.15"}}
+	p := &place{dir: filepath.Join(w.dir, strings.ReplaceAll(image, "/", "-")), builder: w.inPodman(t, builder), image: w.addr + "/" + image, env: append(proxies(), "CNB_PLATFORM_API=0.15")}
 	user := map[string]string{"SSL_CERT_FILE": insideCAs, "NODE_EXTRA_CA_CERTS": insideCAs}
+	maps.Copy(user, w.user)
 	writeFiles(t, filepath.Join(p.dir, "platform", "env"), user)
 	p.fresh(t)
 	p.setApp(t, app)
@@ -105,15 +108,19 @@ func writeFiles(t *testing.T, dir string, files map[string]string) {
 // platforms do: as the build user, without any capability or a way to get one.
 func (w *world) container(t *testing.T, p *place, more []string, phase ...string) ran {
 	t.Helper()
-	args := append(containerArgs(p), asBuildUser()...)
-	args = append(args, more...)
-	return runCommand(t, w.podman.command(append(append(args, p.builder), inside(phase)...)...))
+	network := "host"
+	if foreign := phase[0] == "/cnb/lifecycle/detector" || phase[0] == "/cnb/lifecycle/builder"; foreign && p.offline {
+		network = "none"
+	}
+	args := slices.Concat(w.containerArgs(p, network), asBuildUser(), more, []string{p.builder}, inside(phase))
+	return runCommand(t, w.podman.command(args...))
 }
 
-func containerArgs(p *place) []string {
-	args := []string{"run", "--rm", "--runtime", "runc", "--network", "host", "--log-driver", "none", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096",
+func (w *world) containerArgs(p *place, network string) []string {
+	args := []string{"run", "--rm", "--runtime", "runc", "--network", network, "--log-driver", "none", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096",
 		"--cap-drop", "ALL", "--security-opt", "no-new-privileges",
-		"--volume", p.dir + "/layers:/layers", "--volume", p.dir + "/app:/workspace", "--volume", p.dir + "/cache:/cache", "--volume", p.dir + "/platform:/platform:ro"}
+		"--volume", p.dir + "/layers:/layers", "--volume", p.dir + "/app:/workspace", "--volume", p.dir + "/cache:/cache", "--volume", p.dir + "/platform:/platform:ro",
+		"--volume", w.cas + ":" + insideCAs + ":ro"}
 	for _, e := range p.env {
 		args = append(args, "--env", e)
 	}
@@ -143,7 +150,7 @@ func (w *world) five(t *testing.T, p *place) string {
 	t.Helper()
 	var log strings.Builder
 	for _, phase := range [][]string{
-		{"analyzer", "-skip-layers=false", p.image},
+		{"analyzer", p.image},
 		{"detector", "-app", "/workspace", "-platform", "/platform"},
 		{"restorer", "-cache-dir", "/cache"},
 		{"builder", "-app", "/workspace", "-platform", "/platform"},

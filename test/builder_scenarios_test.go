@@ -233,6 +233,56 @@ func sboms(t *testing.T, p *proof, img v1.Image) {
 	}
 }
 
+// java: what Maven downloaded is in the cache, so that the next build needs no
+// network.
+func java(t *testing.T, p *proof) {
+	conform.Covers(t, 80, 155)
+	p.everyWay(t)
+	cache := p.five.read(t, cacheMetadata)
+	has(t, cache, `"repository":{"sha":"sha256:`)
+	p.offline()
+	for _, text := range p.again(t) {
+		has(t, text, "the dependencies are restored: Maven works offline")
+	}
+	if got := p.launch(t, "five").ok(t).stdout; got != "Hello, 4a617661\n" {
+		t.Errorf("the app says %q", got)
+	}
+	hello := "src/main/java/demo/Hello.java"
+	p.change(t, hello, strings.Replace(p.s.files["app/"+hello], `"Hello, "`, `"Goodbye, "`, 1))
+	p.everyWay(t)
+	if got := p.launch(t, "kiln").ok(t).stdout; got != "Goodbye, 4a617661\n" {
+		t.Errorf("the changed app says %q", got)
+	}
+	if now := p.five.read(t, cacheMetadata); now != cache {
+		t.Errorf("the cache has changed:\n%s\n%s", cache, now)
+	}
+}
+
+const cacheMetadata = "cache/committed/" + spec.CacheMetadataLabel
+
+func node(t *testing.T, p *proof) {
+	conform.Covers(t, 80, 132)
+	img, _ := p.everyWay(t)
+	before := layersByHistory(t, img)
+	p.offline()
+	for _, text := range p.again(t) {
+		has(t, text, "node_modules is restored")
+	}
+	if got := p.launch(t, "five").ok(t).stdout; got != "Hello, node: 3 is odd: true\n" {
+		t.Errorf("the app says %q", got)
+	}
+	p.change(t, "app.js", "console.log('Goodbye:', require('is-odd')(4));\n")
+	img, _ = p.everyWay(t)
+	for what, diffID := range layersByHistory(t, img) {
+		if differs := before[what] != diffID; differs != (what == "Application Layer") {
+			t.Errorf("layer %q differs: %t", what, differs)
+		}
+	}
+	if got := p.launch(t, "kiln").ok(t).stdout; got != "Goodbye: false\n" {
+		t.Errorf("the changed app says %q", got)
+	}
+}
+
 // plans: who takes part and what each is asked for.
 func plans(t *testing.T, p *proof) {
 	conform.Covers(t, 33, 37, 43, 44, 47, 104, 105)

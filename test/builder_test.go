@@ -25,6 +25,7 @@ import (
 func TestBuilders(t *testing.T) {
 	proofs := map[string]func(*testing.T, *proof){
 		"hello": hello, "everything": everything, "plans": plans, "execenv": execEnvs, "system": systemBuildpacks,
+		"java": java, "node": node,
 	}
 	var scenarios []scenario
 	for _, name := range slices.Sorted(maps.Keys(proofs)) {
@@ -56,6 +57,7 @@ type proof struct {
 	builder       string
 	five, creator *place
 	source        string // for kiln build
+	stored        bool   // kiln build has put the image into the store
 }
 
 func (w *world) proof(t *testing.T, s scenario, builder string) *proof {
@@ -97,22 +99,31 @@ func (p *proof) everyWay(t *testing.T) (v1.Image, map[string]string) {
 	return img, said
 }
 
-// kiln builds to the store, and then to the registry.
+// offline says that from now on buildpacks have no network, where a phase has
+// a container of its own.
+func (p *proof) offline() { p.five.offline, p.creator.offline = true, true }
+
+// kiln builds to the store the first time, and to the registry every time.
 func (p *proof) kiln(t *testing.T) string {
 	t.Helper()
 	name := p.addr + "/kiln/" + p.s.name
 	args := []string{"build", name, "--path", p.source, "--builder", p.addr + "/" + p.builder, "--verbose"}
-	first := kiln(t, args...)
-	second := kiln(t, append(args, "--publish")...)
-	for _, r := range []result{first, second} {
-		if r.code != 0 {
-			t.Fatalf("kiln build: exit code %d\n%s%s", r.code, r.out, r.err)
-		}
+	for name, value := range p.user {
+		args = append(args, "--env", name+"="+value)
 	}
+	if p.five.offline {
+		args = append(args, "--network", "none")
+	}
+	if p.stored {
+		return must(t, append(args, "--publish")...)
+	}
+	p.stored = true
+	said := must(t, args...)
+	must(t, append(args, "--publish")...)
 	if store := must(t, "inspect", name, "--json"); !strings.Contains(store, p.id(t, "kiln/"+p.s.name)) {
 		t.Errorf("the store and the registry have different images: %s has the ID %s in the registry\n%s", name, p.id(t, "kiln/"+p.s.name), store)
 	}
-	return first.out
+	return said
 }
 
 // sameImage compares two images, but for where the run image was found.

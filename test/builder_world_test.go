@@ -2,6 +2,7 @@ package test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -30,6 +31,8 @@ type world struct {
 	podman podmanHome
 	dir    string // places of builds lie below it
 	cas    string // the CA bundle of this host
+	// user is what users of this host tell buildpacks: where packages come from.
+	user map[string]string
 }
 
 // The images of the world in its registry. The small builder stands on kiln's
@@ -82,7 +85,7 @@ func newWorld(t *testing.T, scenarios []scenario) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(stop)
-	w := &world{site: site{addr: addr, store: sharedStore(t)}, dir: t.TempDir(), cas: caBundle(t)}
+	w := &world{site: site{addr: addr, store: sharedStore(t)}, dir: t.TempDir(), cas: caBundle(t), user: registrySettings(t)}
 	if w.podman, err = newPodman(); err != nil {
 		t.Fatal(err)
 	}
@@ -301,4 +304,44 @@ func caBundle(t *testing.T) string {
 	}
 	t.Fatal("this host has no CA bundle: apt-get install ca-certificates")
 	return ""
+}
+
+// registrySettings says where Maven and npm get packages from, if this host's
+// user has said so.
+func registrySettings(t *testing.T) map[string]string {
+	t.Helper()
+	settings := map[string]string{}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(home, ".m2", "settings.xml")); err == nil {
+		settings["MAVEN_SETTINGS_XML"] = string(b)
+	}
+	npmrc, err := os.ReadFile(filepath.Join(home, ".npmrc"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(npmrc)) {
+		if key, value, ok := strings.Cut(line, "="); ok && strings.TrimSpace(key) == "registry" {
+			settings["npm_config_registry"] = strings.TrimSpace(value)
+		}
+	}
+	for _, name := range []string{"npm_config_registry", "NPM_CONFIG_REGISTRY"} {
+		if value := os.Getenv(name); value != "" {
+			settings["npm_config_registry"] = value
+		}
+	}
+	return settings
+}
+
+// proxies are this host's proxy variables.
+func proxies() []string {
+	var env []string
+	for _, kv := range hostEnv() {
+		if name, _, _ := strings.Cut(kv, "="); strings.HasSuffix(strings.ToLower(name), "_proxy") {
+			env = append(env, kv)
+		}
+	}
+	return env
 }

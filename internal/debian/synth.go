@@ -140,6 +140,8 @@ var alternatives = []alternative{
 	{"usr/bin/vi", []string{"vim.basic", "vim.tiny"}},
 	{"usr/bin/nc", []string{"nc.openbsd", "nc.traditional"}},
 	{"usr/bin/node", []string{"nodejs"}},
+	{"usr/bin/mvn", []string{"../share/maven/bin/mvn"}},
+	{"usr/bin/mvnDebug", []string{"../share/maven/bin/mvnDebug"}},
 }
 
 // libraryAlternatives are shared libraries that have several implementations,
