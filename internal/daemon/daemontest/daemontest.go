@@ -4,7 +4,6 @@
 package daemontest
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -24,7 +23,6 @@ type Daemon struct {
 	Host string // as in DOCKER_HOST
 	dir  string
 	cmd  *exec.Cmd
-	log  bytes.Buffer
 }
 
 // All starts every kind that this user can: dockerd and podman as root, podman
@@ -110,15 +108,21 @@ func (d *Daemon) start(name string, args ...string) error {
 	}
 	d.cmd = exec.Command(path, args...)
 	d.cmd.Env = append(d.cmd.Environ(), "HOME="+d.dir, "XDG_RUNTIME_DIR="+d.path("run"), "TMPDIR="+d.dir)
-	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
-	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
-	if err := d.cmd.Start(); err != nil {
-		d.Stop()
+	log, err := os.Create(d.path("log"))
+	if err != nil {
 		return err
 	}
-	if err := d.await(); err != nil {
+	defer log.Close()
+	d.cmd.Stdout, d.cmd.Stderr = log, log
+	// A group of its own: rootless podman is several processes.
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	if err = d.cmd.Start(); err == nil {
+		err = d.await()
+	}
+	if err != nil {
+		said, _ := os.ReadFile(d.path("log")) // if it said something
 		d.Stop()
-		return fmt.Errorf("%s: %w\n%s", name, err, d.log.String())
+		return fmt.Errorf("%s: %w\n%s", name, err, said)
 	}
 	return nil
 }
@@ -151,10 +155,12 @@ func (d *Daemon) await() error {
 // Stop ends the daemon and removes all that it had.
 func (d *Daemon) Stop() {
 	if d.cmd != nil && d.cmd.Process != nil {
+		group := -d.cmd.Process.Pid
 		_ = d.cmd.Process.Signal(syscall.SIGTERM) // it may be gone
-		late := time.AfterFunc(20*time.Second, func() { _ = d.cmd.Process.Kill() })
+		late := time.AfterFunc(20*time.Second, func() { _ = syscall.Kill(group, syscall.SIGKILL) })
 		_ = d.cmd.Wait()
 		late.Stop()
+		_ = syscall.Kill(group, syscall.SIGKILL)
 	}
 	// Podman keeps a user namespace open with a process.
 	if b, err := os.ReadFile(d.path("tmp/pause.pid")); err == nil {
@@ -162,6 +168,7 @@ func (d *Daemon) Stop() {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 	}
+	_ = syscall.Unmount(d.path("root/overlay"), syscall.MNT_DETACH) // podman as root leaves a mount
 	_ = exec.Command("chmod", "-R", "u+rwX", d.dir).Run()
 	_ = os.RemoveAll(d.dir)
 }
