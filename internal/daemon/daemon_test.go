@@ -16,13 +16,14 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 
+	"github.com/kilnbuild/kiln/internal/daemon/daemontest"
 	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/image/imagetest"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
 
 func TestContract(t *testing.T) {
-	each(t, func(t *testing.T, host string) {
+	daemontest.Each(t, func(t *testing.T, host string) {
 		d := open(t, Options{Host: host})
 		imagetest.Place{Target: d, Source: d, Rewrites: true}.Test(t)
 	})
@@ -31,8 +32,8 @@ func TestContract(t *testing.T) {
 // TestUnchangedLayersStay: layers that the daemon has are not sent again,
 // whoever it has them from, and the image is the same.
 func TestUnchangedLayersStay(t *testing.T) {
-	each(t, func(t *testing.T, host string) {
-		tp := newTap(t, host)
+	daemontest.Each(t, func(t *testing.T, host string) {
+		tp := daemontest.NewTap(t, host)
 		const large = 5 << 20
 		base := imagetest.With(t, imagetest.Random(t, 1), imagetest.Layer(t, imagetest.Tar(t, large)))
 		top, err := base.ConfigFile()
@@ -49,11 +50,11 @@ func TestUnchangedLayersStay(t *testing.T) {
 			}
 			return img
 		}
-		first := open(t, Options{Host: tp.host})
+		first := open(t, Options{Host: tp.Host})
 		if err := first.Write(t.Context(), "stay/app", app("first")); err != nil {
 			t.Fatal(err)
 		}
-		if n := len(tp.reset()); n < large {
+		if n := len(tp.Reset()); n < large {
 			t.Fatalf("only %d bytes were sent", n)
 		}
 		for name, write := range map[string]func(d *Daemon) error{
@@ -68,11 +69,11 @@ func TestUnchangedLayersStay(t *testing.T) {
 				return d.Write(t.Context(), "stay/onto", imagetest.Extended(t, opened))
 			},
 		} {
-			d := open(t, Options{Host: tp.host})
+			d := open(t, Options{Host: tp.Host})
 			if err := write(d); err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}
-			if n := len(tp.reset()); n > 64<<10 {
+			if n := len(tp.Reset()); n > 64<<10 {
 				t.Errorf("%s: %d bytes were sent", name, n)
 			}
 		}
@@ -134,13 +135,13 @@ func (r *rawImage) RawConfigFile() ([]byte, error) { return r.config, nil }
 // TestDescribed: what the daemon tells is enough to build on an image whose
 // config's bytes nobody knows, and nothing is transferred for it.
 func TestDescribed(t *testing.T) {
-	each(t, func(t *testing.T, host string) {
-		tp := newTap(t, host)
+	daemontest.Each(t, func(t *testing.T, host string) {
+		tp := daemontest.NewTap(t, host)
 		want := foreign(t)
 		if err := open(t, Options{Host: host}).Write(t.Context(), "described/run:1", want); err != nil {
 			t.Fatal(err)
 		}
-		d := open(t, Options{Host: tp.host})
+		d := open(t, Options{Host: tp.Host})
 		img, err := Described{d}.Image(t.Context(), "described/run:1")
 		if err != nil {
 			t.Fatal(err)
@@ -173,7 +174,7 @@ func TestDescribed(t *testing.T) {
 		if err := (Described{d}).Write(t.Context(), "described/app", derived); err != nil {
 			t.Fatal(err)
 		}
-		if strings.Contains(tp.reset(), "/get ") {
+		if strings.Contains(tp.Reset(), "/get ") {
 			t.Error("the image was transferred")
 		}
 		// Its layers and its config's bytes are there for who reads them.
@@ -214,7 +215,7 @@ func opened(t *testing.T, d *Daemon, ref string) v1.Image {
 func TestEqualInAll(t *testing.T) {
 	base := imagetest.Random(t, 2)
 	ids := map[string]string{}
-	for _, one := range daemons {
+	for _, one := range daemontest.All(t) {
 		d := open(t, Options{Host: one.Host})
 		if err := d.Write(t.Context(), "equal/run", base); err != nil {
 			t.Fatal(err)
@@ -231,7 +232,7 @@ func TestEqualInAll(t *testing.T) {
 }
 
 func TestNames(t *testing.T) {
-	each(t, func(t *testing.T, host string) {
+	daemontest.Each(t, func(t *testing.T, host string) {
 		d := open(t, Options{Host: host})
 		img := imagetest.Random(t, 1)
 		if err := d.Write(t.Context(), "docker.io/library/names:v1", img); err != nil {
@@ -263,7 +264,7 @@ func TestNames(t *testing.T) {
 
 // TestCancelledHalfway: what is broken off is no image.
 func TestCancelledHalfway(t *testing.T) {
-	each(t, func(t *testing.T, host string) {
+	daemontest.Each(t, func(t *testing.T, host string) {
 		d := open(t, Options{Host: host})
 		ctx, cancel := context.WithCancelCause(t.Context())
 		stopped := errors.New("stopped")
@@ -281,9 +282,9 @@ func TestCancelledHalfway(t *testing.T) {
 // TestOneConnection: whoever drops privileges goes on with the connection that
 // he has, whatever becomes of the requests on it.
 func TestOneConnection(t *testing.T) {
-	each(t, func(t *testing.T, host string) {
-		tp := newTap(t, host)
-		d := open(t, Options{Host: tp.host, OneConnection: true})
+	daemontest.Each(t, func(t *testing.T, host string) {
+		tp := daemontest.NewTap(t, host)
+		d := open(t, Options{Host: tp.Host, OneConnection: true})
 		base := imagetest.Random(t, 2)
 		for _, img := range []v1.Image{base, imagetest.Extended(t, base)} {
 			if err := d.Write(t.Context(), "one/app", img); err != nil {
@@ -305,10 +306,10 @@ func TestOneConnection(t *testing.T) {
 		if err := image.Validate(t.Context(), opened(t, d, "one/moved"), nil); err != nil {
 			t.Error(err)
 		}
-		if tp.conns != 1 {
-			t.Errorf("%d connections", tp.conns)
+		if tp.Conns() != 1 {
+			t.Errorf("%d connections", tp.Conns())
 		}
-		if headers := strings.ToLower(tp.reset()); strings.Contains(headers, "auth") {
+		if headers := strings.ToLower(tp.Reset()); strings.Contains(headers, "auth") {
 			t.Error("credentials are sent to the daemon")
 		}
 	})

@@ -18,6 +18,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/kilnbuild/kiln/internal/daemon/daemontest"
 	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/image/imagetest"
 )
@@ -137,7 +138,7 @@ func TestReadFaults(t *testing.T) {
 // or an error.
 func TestSaveFaults(t *testing.T) {
 	img := foreign(t)
-	d := open(t, Options{Host: daemons[0].Host})
+	d := open(t, Options{Host: daemontest.All(t)[0].Host})
 	if err := d.Write(t.Context(), "faults/save", img); err != nil {
 		t.Fatal(err)
 	}

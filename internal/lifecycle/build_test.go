@@ -379,8 +379,6 @@ func TestTrustedFailures(t *testing.T) {
 	check(spec.ExitInvalidArgs, "INVALID", analyzer, "-run-image", host+"/run:1", host+"/INVALID")
 	check(spec.ExitAnalyze, "no run image", analyzer, "-run", w.path("nothing.toml"), host+"/app")
 	check(spec.ExitAnalyze, "run image "+host+"/gone", analyzer, "-run-image", host+"/gone", host+"/app")
-	check(spec.ExitAnalyze, "daemon", analyzer, "-daemon", host+"/app")
-	check(spec.ExitAnalyze, "layout", analyzer, "-layout", "-layout-dir", "x", host+"/app")
 	check(spec.ExitRestore, "group.toml", restorer)
 	check(spec.ExitExport, "group.toml", exporter, host+"/app")
 	check(spec.ExitExtend, "kiln has no extender yet", extender)

@@ -29,17 +29,28 @@ const repository = "https://github.com/kilnbuild/kiln"
 
 // export is the exporter.
 func (h Host) export(ctx context.Context, in inputs) error {
-	p, err := h.places(in)
+	p, err := h.places(ctx, in)
 	if err != nil {
 		return err
 	}
 	if err := p.checkTags(in.args); err != nil {
 		return err
 	}
+	launch, err := h.openLaunchCache(ctx, in, p)
+	if err != nil {
+		return err
+	}
+	defer launch.close()
 	input, err := h.input(ctx, in, p)
 	if err != nil {
 		return err
 	}
+	if r := input.Analyzed.RunImage; r != nil {
+		if err := p.checkShared(in.args, input.RunTOML, r.Image); err != nil {
+			return err
+		}
+	}
+	input.Previous = launch.image(ctx, input.Previous)
 	keep := p.Layers
 	if keep == nil {
 		scratch, err := os.MkdirTemp("", "kiln-export-")
@@ -57,7 +68,10 @@ func (h Host) export(ctx context.Context, in inputs) error {
 	if p.Exported, err = phase.Assemble(ctx, keep, input, h.Events); err != nil {
 		return err
 	}
-	return h.deliver(ctx, in, p, keep, input)
+	if err := h.deliver(ctx, in, p, keep, input); err != nil {
+		return err
+	}
+	return launch.save(ctx, keep, input, p.Exported)
 }
 
 // input reads what the app image is made of.
@@ -89,7 +103,7 @@ func (h Host) input(ctx context.Context, in inputs, p *Places) (phase.Input, err
 		return files, fmt.Errorf("launcher: %w", err)
 	}
 	files.PlatformAPI, files.ExecEnv, files.ProcessType, files.SourceDateEpoch = in.api, in.execEnv, in.processType, in.sourceDateEpoch
-	files.Known, files.AppDiffID = p.known, p.AppDiffID
+	files.Known, files.AppDiffID, files.Sparse = p.known, p.AppDiffID, in.layout
 	files.LauncherInfo = spec.LauncherInfo{Version: spec.Version, Source: spec.LauncherSource{Git: spec.LauncherGit{Repository: repository}}}
 	if files.Run, files.Previous, err = p.images(ctx, files.Analyzed); err != nil {
 		return files, err
@@ -103,6 +117,9 @@ func (h Host) input(ctx context.Context, in inputs, p *Places) (phase.Input, err
 func (h Host) extendedImage(in inputs, a spec.Analyzed) (v1.Image, error) {
 	if a.RunImage == nil || !a.RunImage.Extend || in.extended == "" {
 		return nil, nil
+	}
+	if in.layout {
+		return nil, errNoExtension
 	}
 	dir := in.extended + "/run"
 	stack, rel, mapped := h.find(dir)
@@ -182,7 +199,7 @@ func (h Host) deliver(ctx context.Context, in inputs, p *Places, keep phase.Laye
 		return err
 	}
 	export := func(ctx context.Context) (err error) {
-		p.Report, err = phase.Export(ctx, p.Target, in.args, img, trusted, false, h.Events)
+		p.Report, err = phase.Export(ctx, p.Target, in.args, img, trusted, in.daemon, h.Events)
 		if len(p.Report.Image.Tags) > 0 {
 			err = errors.Join(err, h.encode(in.report, p.Report))
 		}
@@ -201,10 +218,12 @@ func (h Host) deliver(ctx context.Context, in inputs, p *Places, keep phase.Laye
 	return save(ctx)
 }
 
-// sent is the image as it is sent: to a registry the new layers go compressed,
-// those of the run image as they are.
+// sent is the image as it is sent: to a registry or a layout the new layers go
+// compressed, those of the run image as they are.
 func (p *Places) sent(ctx context.Context, keep phase.Layers, input phase.Input) (v1.Image, error) {
-	if _, ok := p.Target.(*registry.Registry); !ok {
+	switch p.Target.(type) {
+	case *registry.Registry, archive.LayoutDir:
+	default:
 		return p.Exported.Image, nil
 	}
 	return image.MapLayers(p.Exported.Image, func(l v1.Layer) (v1.Layer, error) {
@@ -248,7 +267,7 @@ func (p *Places) trusted(input phase.Input) (image.Known, error) {
 	if input.Previous != nil {
 		bases = append(bases, input.Previous)
 	}
-	return image.KnownFrom(bases...)
+	return p.knows(bases...)
 }
 
 // copySBOMs puts the SBOMs of launcher and lifecycle, as far as they exist,

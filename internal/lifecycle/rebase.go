@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/event"
-	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/phase"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
@@ -16,7 +15,7 @@ import (
 // rebase is the rebaser: the previous image, else the first of the images, on
 // another run image, under every name. The report lists those that worked.
 func (h Host) rebase(ctx context.Context, in inputs) error {
-	p, err := h.places(in)
+	p, err := h.places(ctx, in)
 	if err != nil {
 		return err
 	}
@@ -43,7 +42,7 @@ func (h Host) rebase(ctx context.Context, in inputs) error {
 	if err != nil {
 		return fmt.Errorf("rebase %s: %w", from, err)
 	}
-	trusted, err := image.KnownFrom(app, base.Image)
+	trusted, err := p.knows(app, base.Image)
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/kilnbuild/kiln/internal/daemon"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
 
@@ -36,12 +37,12 @@ type inputs struct {
 	phase, api string
 	args       []string // images
 
-	analyzed, app, buildConfig, buildpacks, cacheDir, extended, extensions, generated, group,
+	analyzed, app, buildConfig, buildpacks, cacheDir, dockerCertPath, extended, extensions, generated, group,
 	launchCache, launcher, launcherSBOM, layers, layoutDir, order, plan, platform,
 	projectMetadata, report, run, system path
 
 	buildImage, cacheImage, execEnv, experimental, kind, logFormat, logLevel, previousImage,
-	processType, registryAuth, runImage, deprecatedImage, sourceDateEpoch string
+	processType, registryAuth, runImage, dockerHost, dockerTLSVerify, deprecatedImage, sourceDateEpoch string
 
 	daemon, force, layout, noColor, parallel, skipLayers, skipRestore bool
 
@@ -77,6 +78,7 @@ func (r Row) in(phase, api string) bool {
 // Sets of phases that rows share.
 var (
 	everywhere = Phases
+	daemons    = []string{analyzer, restorer, exporter, creator, rebaser}
 	registries = []string{analyzer, restorer, exporter, creator, rebaser} // hold credentials
 	buildTime  = []string{detector, extender, builder, creator}           // run foreign code
 	withLayers = []string{analyzer, detector, restorer, extender, builder, exporter, creator}
@@ -98,6 +100,9 @@ var table = []Row{
 	{"-cache-image", "CNB_CACHE_IMAGE", "", "image that holds the cache; goes before -cache-dir", only(analyzer, restorer, exporter, creator), "", "", func(in *inputs) any { return &in.cacheImage }},
 	{"-daemon", "CNB_USE_DAEMON", "", "images are in a docker daemon", only(analyzer, exporter, creator, rebaser), "", "", func(in *inputs) any { return &in.daemon }},
 	{"-daemon", "CNB_USE_DAEMON", "", "images are in a docker daemon", only(restorer), "0.12", "", func(in *inputs) any { return &in.daemon }},
+	{"", "DOCKER_CERT_PATH", "", "directory of ca.pem, cert.pem and key.pem for a daemon that is spoken to with TLS", daemons, "", "", func(in *inputs) any { return &in.dockerCertPath }},
+	{"", "DOCKER_HOST", daemon.DefaultHost, "address of the docker or podman daemon, for -daemon: unix:///socket or tcp://host:port", daemons, "", "", func(in *inputs) any { return &in.dockerHost }},
+	{"", "DOCKER_TLS_VERIFY", "", "if set, the daemon's certificate is verified", daemons, "", "", func(in *inputs) any { return &in.dockerTLSVerify }},
 	{"", "CNB_EXEC_ENV", spec.DefaultExecEnv, "execution environment", withLayers, "0.15", "", func(in *inputs) any { return &in.execEnv }},
 	{"", "CNB_EXPERIMENTAL_MODE", "error", "what to do about experimental features: error, warn or silent", withLayers, "0.10", "", func(in *inputs) any { return &in.experimental }},
 	{"-extended", "CNB_EXTENDED_DIR", "<layers>/extended", "extended images", only(extender, exporter), "0.12", "", func(in *inputs) any { return &in.extended }},

@@ -8,79 +8,18 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"syscall"
 
-	"github.com/google/go-containerregistry/pkg/name"
 	"golang.org/x/sys/unix"
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/phase"
-	"github.com/kilnbuild/kiln/internal/registry"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
 
-// places completes what the host gives with what a plain container has.
-func (h Host) places(in inputs) (*Places, error) {
-	if in.daemon {
-		return nil, errors.New("-daemon: kiln does not speak to a docker daemon; export to a registry")
-	}
-	if in.layout {
-		return nil, errors.New("-layout: kiln's lifecycle does not export to layouts yet; export to a registry")
-	}
-	p := h.Places
-	if p == nil {
-		p = &Places{}
-	}
-	if p.Source != nil && p.Target != nil {
-		return p, nil
-	}
-	r, err := h.registry(in, p)
-	if err != nil {
-		return nil, err
-	}
-	if p.Source == nil {
-		p.Source = r
-	}
-	if p.Target == nil {
-		p.Target = r
-	}
-	return p, nil
-}
-
-// registry is the registries of the build, whatever else images are in.
-func (h Host) registry(in inputs, p *Places) (r *registry.Registry, err error) {
-	if p.registry == nil {
-		p.registry, err = registry.New(registry.Options{Auth: in.registryAuth, Insecure: in.insecure, Events: h.Events})
-	}
-	return p.registry, err
-}
-
-// checkNames holds the names of a build to the rules that registries have; a
-// host's own target has its own.
-func (p *Places) checkNames(names phase.Names) error {
-	if _, ok := p.Target.(*registry.Registry); !ok {
-		return nil
-	}
-	return spec.Exit(spec.ExitInvalidArgs, names.Check())
-}
-
-// checkTags makes sure that images can be written under all of these names.
-func (p *Places) checkTags(images []string) error {
-	for _, ref := range images {
-		if strings.Contains(ref, "@") {
-			return invalid("image %q: a new image gets a name and a tag; its digest is only known when it is made", ref)
-		}
-		if _, err := name.NewTag(ref); err != nil {
-			return invalid("image %q: %w", ref, err)
-		}
-	}
-	return p.checkNames(phase.Names{Image: images[0], Tags: images[1:]})
-}
-
 // analyze is the analyzer.
 func (h Host) analyze(ctx context.Context, in inputs) error {
-	p, err := h.places(in)
+	p, err := h.places(ctx, in)
 	if err != nil {
 		return err
 	}
@@ -88,13 +27,21 @@ func (h Host) analyze(ctx context.Context, in inputs) error {
 	if err := p.checkNames(names); err != nil {
 		return err
 	}
-	if in.launchCache != "" {
-		h.warn("-launch-cache is ignored: it is for images in a docker daemon")
-	}
 	run, err := h.runImages(in)
 	if err != nil {
 		return err
 	}
+	if err := p.checkShared(append([]string{names.Image}, names.Tags...), run, names.Run); err != nil {
+		return err
+	}
+	if err := h.checkCacheImage(ctx, in, p); err != nil {
+		return err
+	}
+	launch, err := h.openLaunchCache(ctx, in, p)
+	if err != nil {
+		return err
+	}
+	defer launch.close()
 	var layers *phase.Tree
 	if !in.skipLayers && p.PlaceSBOM == nil {
 		tree, err := h.tree(in.layers)
@@ -103,15 +50,15 @@ func (h Host) analyze(ctx context.Context, in inputs) error {
 		}
 		layers = &tree
 	}
-	found, err := phase.Analyze(ctx, p.Source, names, run, phase.AnalyzeSetting{PlatformAPI: in.api, ExecEnv: in.execEnv}, layers, h.Events)
+	found, err := phase.Analyze(ctx, launch.source(p.Source), names, run, phase.AnalyzeSetting{PlatformAPI: in.api, ExecEnv: in.execEnv}, layers, h.Events)
 	if err != nil {
 		return err
 	}
 	if found.RunImage != nil {
-		p.run = opened{found.RunImage.Reference, found.Run}
+		p.run = opened{found.RunImage.Reference, plainImage(found.Run)}
 	}
 	if found.PreviousImage != nil {
-		p.previous = opened{found.PreviousImage.Reference, found.Previous}
+		p.previous = opened{found.PreviousImage.Reference, plainImage(found.Previous)}
 	}
 	if err := h.encode(in.analyzed, found.Analyzed); err != nil {
 		return err
@@ -134,7 +81,7 @@ func (h Host) runImages(in inputs) (spec.RunTOML, error) {
 
 // restore is the restorer.
 func (h Host) restore(ctx context.Context, in inputs) error {
-	p, err := h.places(in)
+	p, err := h.places(ctx, in)
 	if err != nil {
 		return err
 	}
@@ -184,6 +131,9 @@ func (h Host) restore(ctx context.Context, in inputs) error {
 	return h.give(in)
 }
 
+// errNoExtension is the limit of -layout.
+var errNoExtension = errors.New("-layout: a run image in a layout cannot be extended; export to a registry")
+
 // kanikoDir is what restorer and extender share, by order of the specification.
 const kanikoDir path = "/kaniko"
 
@@ -194,7 +144,7 @@ func (h Host) saveBases(ctx context.Context, in inputs, p *Places, a spec.Analyz
 		return a, nil
 	}
 	if extends && in.layout {
-		return a, errors.New("-layout: a run image in a layout cannot be extended; export to a registry")
+		return a, errNoExtension
 	}
 	if _, _, mapped := h.find(kanikoDir); h.Dirs != nil && !mapped {
 		return a, fmt.Errorf("this host has no place for %s", kanikoDir)

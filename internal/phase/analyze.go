@@ -116,6 +116,16 @@ func (n Names) Check() error {
 	if err := CheckOneRegistry(n.Image, n.Tags); err != nil {
 		return err
 	}
+	return n.CheckReferences()
+}
+
+// CheckReferences makes sure that all names are references, or IDs of images.
+func (n Names) CheckReferences() error {
+	for _, ref := range append([]string{n.Image}, n.Tags...) {
+		if _, err := name.ParseReference(ref); err != nil {
+			return fmt.Errorf("image %q: %w", ref, err)
+		}
+	}
 	for what, ref := range map[string]string{"previous image": n.Previous, "run image": n.Run, "cache image": n.Cache} {
 		if _, err := name.ParseReference(ref); ref != "" && err != nil {
 			return fmt.Errorf("%s %q: %w", what, ref, err)

@@ -13,7 +13,9 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
+	"testing"
 	"time"
 )
 
@@ -25,25 +27,55 @@ type Daemon struct {
 	cmd  *exec.Cmd
 }
 
-// All starts every kind that this user can: dockerd and podman as root, podman
-// for others. The caller stops them.
-func All() ([]*Daemon, error) {
-	start := []func() (*Daemon, error){Podman}
-	if os.Getuid() == 0 {
-		start = append(start, Docker)
+var (
+	once    sync.Once
+	started []*Daemon
+	failed  error
+)
+
+// Main runs the tests of a package and stops the daemons that All has started
+// for them.
+func Main(m *testing.M) int {
+	code := m.Run()
+	for _, d := range started {
+		d.Stop()
 	}
-	var all []*Daemon
-	for _, f := range start {
-		d, err := f()
-		if err != nil {
-			for _, d := range all {
-				d.Stop()
-			}
-			return nil, err
+	return code
+}
+
+// All is a daemon of every kind that this user can start: dockerd and podman as
+// root, podman for others. They serve all tests of the package, whose TestMain
+// calls Main.
+func All(t testing.TB) []*Daemon {
+	t.Helper()
+	once.Do(func() {
+		start := []func() (*Daemon, error){Podman}
+		if os.Getuid() == 0 {
+			start = append(start, Docker)
 		}
-		all = append(all, d)
+		for _, f := range start {
+			d, err := f()
+			if err != nil {
+				failed = errors.Join(failed, err)
+				continue
+			}
+			started = append(started, d)
+		}
+	})
+	if failed != nil {
+		t.Fatal(failed)
 	}
-	return all, nil
+	return started
+}
+
+// Each runs a test with every daemon that there is, at the same time.
+func Each(t *testing.T, test func(t *testing.T, host string)) {
+	for _, d := range All(t) {
+		t.Run(d.Kind, func(t *testing.T) {
+			t.Parallel()
+			test(t, d.Host)
+		})
+	}
 }
 
 // Docker starts dockerd with no network of its own.
