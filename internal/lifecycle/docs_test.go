@@ -31,6 +31,20 @@ lifecycle wrote is used, and the other way round. Both given, the image is used.
 
 Every layer is hashed while it is read. One that is not what it should be is not restored, and a warning says which; the
 build makes it anew. No failure of a cache fails an export.
+
+## Where images are
+
+Images are in registries, unless one of these says otherwise. The cache image always is in one, and so are images that
+are to be extended.
+
+- ` + "`-layout`" + `: every reference has an OCI layout of its own, at ` + "`<layout-dir>/<registry>/<repository>/<tag>`" + ` or
+  ` + "`.../<algorithm>/<digest>`" + `; ` + "`ubuntu`" + ` is at ` + "`index.docker.io/library/ubuntu/latest`" + `. Run image and previous image may be sparse:
+  a manifest and a config whose layers are elsewhere. What they lack, the app image's layout lacks. Run images in layouts
+  are not extended. No registry is asked.
+- ` + "`-daemon`" + `: images are in the Docker or podman daemon at ` + "`DOCKER_HOST`" + `, and references are image IDs. A daemon gets only layers that it
+  does not have, and is asked for an image's bytes only where a layer has to be read. ` + "`-launch-cache`" + ` is a directory, in the form
+  of ` + "`-cache-dir`" + `, with the app image's layers: then it is not. An app image must not have a run image's name.
+  Credentials are never sent to a daemon. The socket may be root's: it is opened first.
 `
 
 // docs/lifecycle.md is the table of inputs, for people.
