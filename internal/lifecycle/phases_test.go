@@ -308,6 +308,27 @@ func TestExportAgain(t *testing.T) {
 	})
 }
 
+// A name that cannot be written fails the export; the others are written, and
+// they are what the report says.
+func TestOneNameOfManyFails(t *testing.T) {
+	conform.Covers(t, 152)
+	w, r := newWorld(t), newWatched(t)
+	w.app(r.host)
+	w.build(r.host)
+	args := []string{"-run", w.path("run.toml"), "-launcher", w.path("launcher"), r.host + "/one", r.host + "/denied/two", r.host + "/three:3"}
+	w.want(spec.ExitExport, w.run(exporter, args...))
+	if said := w.stderr.String(); !strings.Contains(said, r.host+"/denied/two") {
+		t.Errorf("the name is missing: %s", said)
+	}
+	report, err := spec.ReadReport([]byte(w.read("layers/report.toml")), "report.toml")
+	_, digest := exported(t, r.host+"/one")
+	_, other := exported(t, r.host+"/three:3")
+	want := spec.Report{Image: spec.ReportImage{Tags: []string{r.host + "/one", r.host + "/three:3"}, Digest: digest, ManifestSize: report.Image.ManifestSize}}
+	if diff := cmp.Diff(want, report); err != nil || diff != "" || other != digest || report.Image.ManifestSize < 100 {
+		t.Errorf("%v %s %s", err, diff, other)
+	}
+}
+
 // The creator's exit codes are those of its phases.
 func TestCreatorExitCodes(t *testing.T) {
 	conform.Covers(t, 169)
