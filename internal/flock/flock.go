@@ -29,7 +29,10 @@ func (l *Lock) Unlock() {
 	if l.signed {
 		_ = l.f.Truncate(0)
 	}
-	_ = l.f.Close() // closing the only descriptor releases the lock
+	// Closing alone does not do: a process that is being started has a copy of
+	// the descriptor until it has exec'ed.
+	_ = lock(l.f, unix.LOCK_UN)
+	_ = l.f.Close()
 }
 
 // Try takes a lock without waiting, or fails with ErrHeld. The file is opened

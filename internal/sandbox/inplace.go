@@ -12,11 +12,12 @@ import (
 	"time"
 )
 
-// InPlace is a Runner in this process's own root and with its own ids: for code that already is
-// inside a container or a sandbox. It isolates nothing. It does keep the other promises: the
-// environment is the Command's alone, and the command's process group ends with the command.
+// InPlace is a Runner in this process's own root: for code that already is inside a container or a
+// sandbox. It isolates nothing. It does keep the other promises: the environment is the Command's
+// alone, and the command's process group ends with the command.
 type InPlace struct {
-	Grace time.Duration // between SIGTERM and SIGKILL when ctx ends; 0 means 5 s
+	Grace time.Duration       // between SIGTERM and SIGKILL when ctx ends; 0 means 5 s
+	As    *syscall.Credential // who the command runs as, for root to say; nil: as this process
 }
 
 var _ Runner = InPlace{}
@@ -34,7 +35,7 @@ func (p InPlace) Run(ctx context.Context, c Command) error {
 	if err != nil {
 		return fmt.Errorf("run %s: %w", c.Path, err)
 	}
-	child, err := startInPlace(path, c, std)
+	child, err := p.start(path, c, std)
 	std.closeChild()
 	if err != nil {
 		std.closeParent()
@@ -90,7 +91,7 @@ type child struct {
 	done <-chan syscall.WaitStatus
 }
 
-func startInPlace(path string, c Command, std *stdio) (*child, error) {
+func (p InPlace) start(path string, c Command, std *stdio) (*child, error) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
@@ -104,7 +105,7 @@ func startInPlace(path string, c Command, std *stdio) (*child, error) {
 	if dir == "" {
 		dir = "/"
 	}
-	attr := &syscall.ProcAttr{Dir: dir, Env: c.Env, Sys: &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}}
+	attr := &syscall.ProcAttr{Dir: dir, Env: c.Env, Sys: &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL, Credential: p.As}}
 	for _, f := range std.files {
 		if f == nil {
 			f = null

@@ -326,7 +326,11 @@ func lockDir(dir string) (unlock func(), err error) {
 		unix.Close(fd)
 		return nil, &os.PathError{Op: "lock overlay directory (another step uses it)", Path: dir, Err: err}
 	}
-	return func() { unix.Close(fd) }, nil
+	return func() {
+		// Closing does not do: a step that is being started has a copy until it has exec'ed.
+		unix.Flock(fd, unix.LOCK_UN)
+		unix.Close(fd)
+	}, nil
 }
 
 // pathLocks counts what running steps use, so that nothing is removed under them.
