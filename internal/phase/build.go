@@ -116,10 +116,10 @@ func (b *build) execute(ctx context.Context, r sandbox.Runner, bp buildpack.Buil
 	name := bp.String()
 	b.sink.Emit(event.BuildpackStarted{Buildpack: name, Op: "build"})
 	start := time.Now()
-	stdout, stderr := newLines(b.sink, name, false), newLines(b.sink, name, true)
+	stdout, stderr := event.NewLines(b.sink, name, false), event.NewLines(b.sink, name, true)
 	code, err := bp.Build(ctx, r, b.inputs, dir, plan, stdout, stderr)
-	stdout.flush()
-	stderr.flush()
+	stdout.Flush()
+	stderr.Flush()
 	b.sink.Emit(event.BuildpackFinished{Buildpack: name, Op: "build", ExitCode: code, Elapsed: time.Since(start)})
 	switch {
 	case ctx.Err() != nil:

@@ -480,24 +480,3 @@ func TestBuildEndsWithItsContext(t *testing.T) {
 		t.Errorf("error %v does not say canceled", err)
 	}
 }
-
-func TestLinesKeepsLinesWhole(t *testing.T) {
-	var got events
-	l := newLines(&got, "a@1", true)
-	for _, s := range []string{"one\ntw", "o\n", "", "thr", strings.Repeat("e", maxHeld), "\n", "end"} {
-		if n, err := l.Write([]byte(s)); n != len(s) || err != nil {
-			t.Fatalf("Write = %d, %v", n, err)
-		}
-	}
-	l.flush()
-	l.flush()
-	var texts []string
-	for _, e := range got.list {
-		o := e.(event.Output)
-		if o.Buildpack != "a@1" || !o.Stderr {
-			t.Errorf("event %+v", o)
-		}
-		texts = append(texts, o.Text)
-	}
-	requireStrings(t, "texts", texts, "one\n", "two\n", "thr"+strings.Repeat("e", maxHeld), "\n", "end\n")
-}

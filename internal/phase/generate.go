@@ -145,10 +145,10 @@ func (g *generator) execute(ctx context.Context, r sandbox.Runner, ext buildpack
 	name := ext.String()
 	g.sink.Emit(event.BuildpackStarted{Buildpack: name, Op: "generate"})
 	start := time.Now()
-	stdout, stderr := newLines(g.sink, name, false), newLines(g.sink, name, true)
+	stdout, stderr := event.NewLines(g.sink, name, false), event.NewLines(g.sink, name, true)
 	code, err := ext.Generate(ctx, r, g.inputs, dir, plan, stdout, stderr)
-	stdout.flush()
-	stderr.flush()
+	stdout.Flush()
+	stderr.Flush()
 	g.sink.Emit(event.BuildpackFinished{Buildpack: name, Op: "generate", ExitCode: code, Elapsed: time.Since(start)})
 	switch {
 	case ctx.Err() != nil:
