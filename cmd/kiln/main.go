@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
+	"github.com/kilnbuild/kiln/internal/dockerfile"
 	"github.com/kilnbuild/kiln/internal/event"
 	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/sandbox"
@@ -23,6 +24,7 @@ import (
 
 func main() {
 	sandbox.Init()
+	dockerfile.Init()
 	os.Exit(Main())
 }
 

@@ -1,5 +1,6 @@
-// Package dockerfile reads Dockerfiles: it holds those that image extensions
-// write to their rules.
+// Package dockerfile reads Dockerfiles and carries them out: by buildkit's parser,
+// on a Machine, with a layer for each instruction that changes files and a Cache
+// of them. It also holds those that image extensions write to their rules.
 package dockerfile
 
 import (

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"strconv"
 	"strings"
 
@@ -311,4 +312,109 @@ func setCapability(fd int, value string) error {
 		return fmt.Errorf("set file capabilities: %w", err)
 	}
 	return nil
+}
+
+// Describe tells what Lstat does not of the file that shows through at rel:
+// its owner, real or noted, and its xattrs as the PAX records of a layer.
+func (s Stack) Describe(rel string) (Owner, map[string]string, error) {
+	f, err := s.find(rel)
+	if err != nil {
+		return Owner{}, nil, pathError("describe", rel, err)
+	}
+	defer f.close()
+	fd, base := f.parent.fd, f.name
+	if isDir(&f.stat) {
+		fd, base = f.dir[0].fd, "."
+	}
+	owner, err := ownerOf(fd, base, &f.stat)
+	if err != nil {
+		return Owner{}, nil, pathError("describe", rel, err)
+	}
+	records, err := xattrRecords(fd, base, &f.stat)
+	return owner, records, pathError("describe", rel, err)
+}
+
+// Claim notes owner, in the way of Record, on the files that are new in upper:
+// for a step that was to run as that owner where there is one id for all. What
+// lowers (topmost first) have too, and what the step itself gave away, stays as
+// it is.
+func Claim(ctx context.Context, upper string, lowers []string, owner Owner) error {
+	top, err := openHandle(unix.AT_FDCWD, upper)
+	if err != nil {
+		return pathError("open", upper, err)
+	}
+	defer top.close()
+	var low dir
+	if len(lowers) > 0 {
+		if low, err = (Stack{Lowers: lowers}).root(); err != nil {
+			return err
+		}
+		defer low.close()
+	}
+	return claim(ctx, top, low, "", owner)
+}
+
+func claim(ctx context.Context, h handle, low dir, rel string, owner Owner) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	list, err := statDir(h, rel)
+	if err != nil {
+		return err
+	}
+	for _, e := range list {
+		path := join(rel, e.name)
+		if !isRegular(&e.stat) && !isDir(&e.stat) {
+			continue
+		}
+		below, err := low.has(e.name, isDir(&e.stat))
+		if err != nil {
+			return pathError("read", path, err)
+		}
+		had, err := ownerOf(h.fd, e.name, &e.stat)
+		if err == nil && !below && had == (Owner{}) {
+			err = record(h.fd, e.name, owner)
+		}
+		if err != nil {
+			return pathError("claim", path, err)
+		}
+		if isDir(&e.stat) {
+			if err := claimDir(ctx, h, low, e.name, path, owner); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func claimDir(ctx context.Context, h handle, low dir, name, rel string, owner Owner) error {
+	child, err := openHandle(h.fd, name)
+	if err != nil {
+		return pathError("read", rel, err)
+	}
+	defer child.close()
+	below, err := low.lookupDir(name)
+	if err != nil {
+		return pathError("read", rel, err)
+	}
+	if below != nil {
+		defer below.close()
+	}
+	return claim(ctx, child, below, rel, owner)
+}
+
+// has tells whether d has a file of that name, and of that kind.
+func (d dir) has(name string, isDirectory bool) (bool, error) {
+	if d == nil {
+		return false, nil
+	}
+	f, err := d.lookup(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer f.dir.close()
+	return isDir(&f.stat) == isDirectory, nil
 }

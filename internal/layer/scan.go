@@ -4,7 +4,9 @@ import (
 	"context"
 	"io"
 	"maps"
+	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -71,6 +73,69 @@ func (s *Scan) WriteChanges(ctx context.Context, w io.Writer) (next *Scan, entri
 		return nil, entries, err
 	}
 	return next, entries, look.settle()
+}
+
+// RemoveNew removes what is at or below rel and was not when the Scan was made.
+func (s *Scan) RemoveNew(ctx context.Context, rel string) error {
+	parts, err := components(rel)
+	if err != nil {
+		return pathError("remove", rel, err)
+	}
+	h, err := openHandle(unix.AT_FDCWD, s.dir)
+	if err != nil {
+		return pathError("open", s.dir, err)
+	}
+	before := s.root
+	for i, name := range parts {
+		if before = before.child(name); before == nil || before.children == nil {
+			h.close()
+			return Remove(filepath.Join(s.dir, strings.Join(parts[:i+1], "/")))
+		}
+		next, err := openHandle(h.fd, name)
+		h.close()
+		if err != nil {
+			return pathError("open", rel, err)
+		}
+		h = next
+	}
+	defer h.close()
+	return s.removeNew(ctx, h, before, strings.Join(parts, "/"))
+}
+
+func (s *Scan) removeNew(ctx context.Context, h handle, before *scanned, rel string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	list, err := statDir(h, rel)
+	if err != nil {
+		return err
+	}
+	for _, e := range list {
+		path := join(rel, e.name)
+		if s.skip != nil && s.skip(path) {
+			continue
+		}
+		was := before.child(e.name)
+		if was == nil {
+			if err := removeTree(h.fd, e.name, &e.stat, pruner{}); err != nil {
+				return pathError("remove", path, err)
+			}
+			continue
+		}
+		if !isDir(&e.stat) || was.children == nil {
+			continue
+		}
+		child, err := openHandle(h.fd, e.name)
+		if err != nil {
+			return pathError("open", path, err)
+		}
+		err = s.removeNew(ctx, child, was, path)
+		child.close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 type scanner struct {

@@ -13,6 +13,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/kilnbuild/kiln/internal/archive"
+	"github.com/kilnbuild/kiln/internal/dockerfile"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
@@ -196,11 +197,11 @@ func (b *builderRoot) setHome() error {
 			return nil
 		}
 	}
-	u, err := findUser(layer.Stack{Lowers: b.Lowers}, fmt.Sprintf("%d:%d", b.UID, b.GID))
+	u, err := dockerfile.FindUser(layer.Stack{Lowers: b.Lowers}, fmt.Sprintf("%d:%d", b.UID, b.GID))
 	if err != nil {
 		return fmt.Errorf("builder %s: %w", b.Name, err)
 	}
-	b.Env = append(b.Env[:len(b.Env):len(b.Env)], "HOME="+u.home)
+	b.Env = append(b.Env[:len(b.Env):len(b.Env)], "HOME="+u.Home)
 	return nil
 }
 

@@ -17,6 +17,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/kilnbuild/kiln/internal/dockerfile"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/sandbox"
 )
@@ -68,7 +69,7 @@ func (p *Platform) Run(ctx context.Context, req RunRequest) (err error) {
 	if len(argv) == 0 {
 		return badInput(fmt.Errorf("image %s has no entrypoint and no command", req.Image), "give one: kiln run IMAGE -- COMMAND")
 	}
-	user, err := findUser(layer.Stack{Lowers: lowers}, cmp.Or(req.User, cf.Config.User))
+	user, err := dockerfile.FindUser(layer.Stack{Lowers: lowers}, cmp.Or(req.User, cf.Config.User))
 	if err != nil {
 		return badInput(fmt.Errorf("image %s: %w", req.Image, err), "name one of its users, or a number, with --user")
 	}
@@ -87,7 +88,7 @@ func (p *Platform) Run(ctx context.Context, req RunRequest) (err error) {
 	}
 	mounts = append(mounts, sandbox.Mount{Target: "/tmp", Tmpfs: true})
 	mounts = append(mounts, volumeMounts(req.Volumes)...)
-	worker, _, err := p.startWorker(ctx, req.Isolation, user.uid, user.gid, scratch.Dir)
+	worker, _, err := p.startWorker(ctx, req.Isolation, user.UID, user.GID, scratch.Dir)
 	if err != nil {
 		return err
 	}
@@ -97,9 +98,9 @@ func (p *Platform) Run(ctx context.Context, req RunRequest) (err error) {
 		return err
 	}
 	defer stop()
-	return worker.In(sandbox.Spec{Root: overlay, Mounts: mounts, UID: user.uid, GID: user.gid, Network: req.Network}).Run(ctx, sandbox.Command{
+	return worker.In(sandbox.Spec{Root: overlay, Mounts: mounts, UID: user.UID, GID: user.GID, Network: req.Network}).Run(ctx, sandbox.Command{
 		Path: argv[0], Args: argv,
-		Env: runEnv(req, cf.Config, user), Dir: cmp.Or(req.WorkDir, cf.Config.WorkingDir, "/"),
+		Env: runEnv(req, cf.Config, user.Home), Dir: cmp.Or(req.WorkDir, cf.Config.WorkingDir, "/"),
 		Stdin: req.Stdin, Stdout: req.Stdout, Stderr: req.Stderr,
 	})
 }
@@ -176,8 +177,8 @@ func hasProcess(root layer.Stack, entrypoint string) error {
 
 // runEnv is the image's environment, what docker adds, and what the user gave;
 // of one name the last counts.
-func runEnv(req RunRequest, config v1.Config, user user) []string {
-	env := map[string]string{"HOME": user.home, "HOSTNAME": sandboxHost}
+func runEnv(req RunRequest, config v1.Config, home string) []string {
+	env := map[string]string{"HOME": home, "HOSTNAME": sandboxHost}
 	for _, kv := range config.Env {
 		name, value, _ := strings.Cut(kv, "=")
 		env[name] = value

@@ -3,7 +3,6 @@ package platform
 import (
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -30,88 +29,6 @@ func tree(t *testing.T, files map[string]string) string {
 
 func stackOf(t *testing.T, files map[string]string) layer.Stack {
 	return layer.Stack{Lowers: []string{tree(t, files)}}
-}
-
-func TestFindUser(t *testing.T) {
-	root := stackOf(t, map[string]string{
-		"etc/passwd": "root:x:0:0:root:/root:/bin/sh\n" +
-			"cnb:x:1000:1001::/home/cnb:/bin/sh\n" +
-			"short:x:5\n" +
-			"1234:x:77:78::/home/digits:/bin/sh\n" +
-			"broken:x:abc:1::/home/b:\n" +
-			"nogroup:x:9:x::/home/n:\n" +
-			"huge:x:4294967296:1::/h:\n" +
-			"nohome:x:12:13:::\n" +
-			"last:x:88:89::/home/last:/bin/sh",
-		"etc/group": "root:x:0:\nstaff:x:50:cnb\nshort:x\nbad:x:-1:\n",
-	})
-	for s, want := range map[string]user{
-		"":           {0, 0, "/root"},
-		"root":       {0, 0, "/root"},
-		"cnb":        {1000, 1001, "/home/cnb"},
-		"1000":       {1000, 1001, "/home/cnb"},
-		"1000:1000":  {1000, 1000, "/home/cnb"},
-		"cnb:staff":  {1000, 50, "/home/cnb"},
-		"cnb:7":      {1000, 7, "/home/cnb"},
-		"4242":       {4242, 0, "/"},
-		"4242:staff": {4242, 50, "/"},
-		"last":       {88, 89, "/home/last"},
-		"nohome":     {12, 13, "/"},
-		":staff":     {0, 50, "/root"},
-		"2147483647": {2147483647, 0, "/"},
-	} {
-		got, err := findUser(root, s)
-		if err != nil || got != want {
-			t.Errorf("%q: %+v, %v; want %+v", s, got, err, want)
-		}
-	}
-	for _, s := range []string{"nobody", "short", "broken", "nogroup", "huge", "cnb:nobody", "cnb:", "cnb:bad", "cnb:short", "-1", "2147483648", "root\n", "cnb:staff:x"} {
-		if got, err := findUser(root, s); err == nil {
-			t.Errorf("%q: no error but %+v", s, got)
-		}
-	}
-}
-
-// What an image has for accounts files is hostile until shown otherwise.
-func TestFindUserInHostileImages(t *testing.T) {
-	host := tree(t, map[string]string{"passwd": "evil:x:0:0::/:\n"})
-	linked := t.TempDir()
-	if err := os.MkdirAll(filepath.Join(linked, "etc"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(filepath.Join(host, "passwd"), filepath.Join(linked, "etc", "passwd")); err != nil {
-		t.Fatal(err)
-	}
-	etcLinked := t.TempDir()
-	if err := os.Symlink(host, filepath.Join(etcLinked, "etc")); err != nil {
-		t.Fatal(err)
-	}
-	for name, dir := range map[string]string{
-		"passwd is a link to the host":      linked,
-		"etc is a link to the host":         etcLinked,
-		"passwd is larger than any is":      tree(t, map[string]string{"etc/passwd": strings.Repeat("x", accountsLimit) + "\nevil:x:0:0::/:\n"}),
-		"passwd is a directory":             tree(t, map[string]string{"etc/passwd/x": ""}),
-		"passwd has no line ends, and NULs": tree(t, map[string]string{"etc/passwd": "\x00\x00evil:x"}),
-		"there is nothing":                  t.TempDir(),
-	} {
-		if got, err := findUser(layer.Stack{Lowers: []string{dir}}, "evil"); err == nil {
-			t.Errorf("%s: evil is %+v", name, got)
-		}
-	}
-	if got, err := findUser(layer.Stack{Lowers: []string{t.TempDir()}}, "1000:1000"); err != nil || got != (user{1000, 1000, "/"}) {
-		t.Errorf("ids need no accounts: %+v, %v", got, err)
-	}
-}
-
-func FuzzFindUser(f *testing.F) {
-	f.Add("cnb:x:1000:1000::/home/cnb:/bin/sh\n", "g:x:5:\n", "cnb:g")
-	f.Add("::::::", ":::", ":")
-	f.Fuzz(func(t *testing.T, passwd, group, s string) {
-		u, err := findUser(stackOf(t, map[string]string{"etc/passwd": passwd, "etc/group": group}), s)
-		if err == nil && (u.uid < 0 || u.gid < 0 || u.home == "") {
-			t.Errorf("%q in %q, %q is %+v", s, passwd, group, u)
-		}
-	})
 }
 
 func TestCommandLine(t *testing.T) {
@@ -154,13 +71,13 @@ func TestCommandLine(t *testing.T) {
 
 func TestRunEnv(t *testing.T) {
 	config := v1.Config{Env: []string{"PATH=/bin", "A=image", "A=image again", "EMPTY=", "EQ=a=b", "PORT=1"}}
-	u := user{home: "/home/cnb"}
+	const home = "/home/cnb"
 	want := []string{"A=user", "EMPTY=", "EQ=a=b", "HOME=/home/cnb", "HOSTNAME=kiln", "NEW=", "PATH=/bin", "PORT=5000"}
-	got := runEnv(RunRequest{Env: map[string]string{"A": "user", "NEW": ""}, Ports: []Port{{Published: 8080, Target: 5000}, {Published: 1, Target: 2}}}, config, u)
+	got := runEnv(RunRequest{Env: map[string]string{"A": "user", "NEW": ""}, Ports: []Port{{Published: 8080, Target: 5000}, {Published: 1, Target: 2}}}, config, home)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
-	got = runEnv(RunRequest{Env: map[string]string{"PORT": "9", "HOME": "/x"}, Ports: []Port{{Published: 8080, Target: 5000}}}, v1.Config{Env: []string{"HOME=/image"}}, u)
+	got = runEnv(RunRequest{Env: map[string]string{"PORT": "9", "HOME": "/x"}, Ports: []Port{{Published: 8080, Target: 5000}}}, v1.Config{Env: []string{"HOME=/image"}}, home)
 	if diff := cmp.Diff([]string{"HOME=/x", "HOSTNAME=kiln", "PORT=9"}, got); diff != "" {
 		t.Errorf("what the user gives comes last: %s", diff)
 	}

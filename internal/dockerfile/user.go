@@ -1,4 +1,4 @@
-package platform
+package dockerfile
 
 import (
 	"cmp"
@@ -6,53 +6,64 @@ import (
 	"fmt"
 	"io/fs"
 	"iter"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/layer"
 )
 
-// user is who a command runs as.
-type user struct {
-	uid, gid int
-	home     string
+// User is who a program runs as, and owns what it makes.
+type User struct {
+	UID, GID int
+	Groups   []int // the supplementary ones
+	Home     string
 }
+
+// owner is the user's part in a file.
+func (u User) owner() layer.Owner { return layer.Owner{UID: u.UID, GID: u.GID} }
 
 // accountsLimit bounds /etc/passwd and /etc/group of an image, in bytes.
 const accountsLimit = 4 << 20
 
-// findUser resolves the User of an image config: a name or id, optionally with
+// FindUser resolves the User of an image config: a name or id, optionally with
 // a group, looked up in the image's own /etc/passwd and /etc/group. An id need
-// not be there; without a user it is root.
-func findUser(root layer.Stack, s string) (user, error) {
+// not be there; without a user it is root. Supplementary groups are those that
+// /etc/group names the user in, and none where a group is given.
+func FindUser(root layer.Stack, s string) (User, error) {
 	name, group, hasGroup := strings.Cut(s, ":")
-	u, err := findAccount(root, name)
-	if err != nil || !hasGroup {
+	u, login, err := findAccount(root, name)
+	if err != nil {
 		return u, err
 	}
-	u.gid, err = findGroup(root, group)
+	if hasGroup {
+		u.GID, err = findGroup(root, group)
+		return u, err
+	}
+	u.Groups, err = groupsOf(root, login, u.GID)
 	return u, err
 }
 
-func findAccount(root layer.Stack, name string) (user, error) {
+// findAccount finds a user and the name of the account, if there is one.
+func findAccount(root layer.Stack, name string) (u User, login string, err error) {
 	id, isID := number(name)
 	if name == "" {
 		isID = true
 	}
 	for f, err := range accounts(root, "etc/passwd", 6) {
 		if err != nil {
-			return user{}, err
+			return User{}, "", err
 		}
 		uid, okUID := number(f[2])
 		gid, okGID := number(f[3])
 		if okUID && okGID && (f[0] == name || isID && uid == id) {
-			return user{uid: uid, gid: gid, home: cmp.Or(f[5], "/")}, nil
+			return User{UID: uid, GID: gid, Home: cmp.Or(f[5], "/")}, f[0], nil
 		}
 	}
 	if !isID {
-		return user{}, fmt.Errorf("user %q is not in its /etc/passwd", name)
+		return User{}, "", fmt.Errorf("user %q is not in its /etc/passwd", name)
 	}
-	return user{uid: id, home: "/"}, nil
+	return User{UID: id, Home: "/"}, "", nil
 }
 
 func findGroup(root layer.Stack, name string) (int, error) {
@@ -68,6 +79,28 @@ func findGroup(root layer.Stack, name string) (int, error) {
 		}
 	}
 	return 0, fmt.Errorf("group %q is not in its /etc/group", name)
+}
+
+// maxGroups bounds the supplementary groups of a user: the kernel takes 65536,
+// and no account has a hundredth of it.
+const maxGroups = 1024
+
+// groupsOf lists the groups that name login as a member, but for its own.
+func groupsOf(root layer.Stack, login string, own int) ([]int, error) {
+	var groups []int
+	if login == "" {
+		return nil, nil
+	}
+	for f, err := range accounts(root, "etc/group", 4) {
+		if err != nil {
+			return nil, err
+		}
+		gid, ok := number(f[2])
+		if ok && gid != own && !slices.Contains(groups, gid) && slices.Contains(strings.Split(f[3], ","), login) && len(groups) < maxGroups {
+			groups = append(groups, gid)
+		}
+	}
+	return groups, nil
 }
 
 // accounts are the lines of a file in the form of /etc/passwd, in fields; lines

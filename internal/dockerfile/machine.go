@@ -1,0 +1,89 @@
+package dockerfile
+
+import (
+	"context"
+	"io"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+)
+
+// Machine is where instructions are carried out.
+type Machine interface {
+	// Kind is part of what a layer is remembered by: machines of one kind make
+	// the same bytes of the same instruction.
+	Kind() string
+	// Root gives the file system that layers make, the lowest first, for one
+	// instruction. The caller closes it.
+	Root(ctx context.Context, layers []v1.Layer) (Root, error)
+	// Fetch copies what is at a URL to out, over the network that programs have.
+	Fetch(ctx context.Context, url string, out io.Writer) error
+}
+
+// Root is a file system for one instruction to work in.
+type Root interface {
+	// Inside carries out op with the file system as its own root, as root.
+	Inside(ctx context.Context, op Op, in io.Reader, out io.Writer) error
+	// Run runs a program to its end. It fails with a *sandbox.ExitError when
+	// the program did.
+	Run(ctx context.Context, p Process) error
+	// Commit puts what has changed since Root into a layer, which is nil if
+	// nothing has, and makes it part of what Root gives from then on.
+	Commit(ctx context.Context, to Layers) (v1.Layer, error)
+	// Close gives up what was not committed.
+	Close() error
+}
+
+// Layers takes finished layers: write writes an uncompressed tar.
+type Layers interface {
+	PutLayer(ctx context.Context, write func(io.Writer) error) (v1.Layer, error)
+}
+
+// Process is a program of a RUN instruction.
+type Process struct {
+	Args []string
+	Env  []string // NAME=value; the machine adds what it knows of its host
+	Dir  string
+	User User
+	// NoNetwork leaves the program without any.
+	NoNetwork bool
+	// Apt says that the root has apt: where there is one id for all it is told.
+	Apt            bool
+	Mounts         []Mount
+	Stdout, Stderr io.Writer
+}
+
+// Mount shows something at Target while a program runs. Nothing of it, and no
+// mount point that had to be made, gets into the layer. Exactly one of Files,
+// Cache and Tmpfs says what.
+type Mount struct {
+	Target string
+	// Files writes a tar of the file or directory to show: its first entry is
+	// named "." (a directory, whose content follows) or anything else (a file).
+	Files func(ctx context.Context, w io.Writer) error
+	// Cache is the id of a directory that stays from one build to the next. It
+	// begins as what Files writes, if that is there too, else empty.
+	Cache string
+	Tmpfs bool
+	// ReadOnly keeps the program from writing there. What it writes elsewhere
+	// than to a cache is gone with it in any case.
+	ReadOnly bool
+}
+
+// Op is something to do in a root's files. Exactly one field is set.
+type Op struct {
+	// Look finds a user of the root, and writes a Found as JSON.
+	Look *Look
+	// Put unpacks the tar of writeSources.
+	Put *Put
+	// Take writes the tar of writeSources from files of the root.
+	Take *Sources
+}
+
+// Look asks for a user: NAME|UID[:GROUP|GID], "" for root.
+type Look struct{ User string }
+
+// Found is the answer to a Look.
+type Found struct {
+	User User
+	Apt  bool // the root has apt, and a directory for its configuration
+}
