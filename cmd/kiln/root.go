@@ -79,7 +79,7 @@ func (k *kiln) command() *cobra.Command {
 		return spec.WithHint(err, "%s --help lists the flags", c.CommandPath())
 	})
 	root.PersistentFlags().String("store", "", "`directory` of the image store (default: $KILN_STORE, else kiln in $XDG_DATA_HOME)")
-	root.AddCommand(k.buildCommand(), k.runCommand(), k.rebaseCommand(), k.imagesCommand(), k.inspectCommand(), k.rmCommand(),
+	root.AddCommand(k.buildCommand(), k.runCommand(), k.rebaseCommand(), k.sbomCommand(), k.imagesCommand(), k.inspectCommand(), k.rmCommand(),
 		k.baseCommand(), k.storeCommand(), k.doctorCommand(), k.versionCommand(), exitCodesHelp())
 	return root
 }

@@ -1,4 +1,4 @@
-package platform
+package debian
 
 import (
 	"archive/tar"
@@ -70,56 +70,61 @@ func TestPackagesOfLayers(t *testing.T) {
 		"elsewhere": {[]layer{{status}, {{"x/../var/lib/dpkg/status.d/../../../../etc/status", dpkg("z", "1")}}}, map[string]string{"a": "1", "b": "1"}},
 		"none":      {[]layer{{{"etc/x", ""}}}, map[string]string{}},
 	} {
-		var all dpkgFiles
+		var all LayerPackages
 		for _, l := range tc.layers {
-			found, err := readDpkg(t.Context(), bytes.NewReader(tarWith(t, l...)))
+			found, err := ReadLayer(t.Context(), bytes.NewReader(tarWith(t, l...)))
 			if err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}
-			all.cover(found)
+			all.Cover(found)
 		}
-		if d := cmp.Diff(tc.want, all.installed()); d != "" {
+		if d := cmp.Diff(tc.want, all.Versions()); d != "" {
 			t.Errorf("%s (-want +got)\n%s", name, d)
 		}
 	}
 }
 
 // The tar is read to its end, and a bad one is an error.
-func TestReadDpkgIsBounded(t *testing.T) {
+func TestReadLayerIsBounded(t *testing.T) {
 	good := tarWith(t, [2]string{"var/lib/dpkg/status", dpkg("a", "1")})
 	for name, body := range map[string][]byte{
 		"cut":     good[:540],
 		"no list": tarWith(t, [2]string{"var/lib/dpkg/status", "not a list"}),
 		"no tar":  bytes.Repeat([]byte("x"), 2000),
 	} {
-		if _, err := readDpkg(t.Context(), bytes.NewReader(body)); err == nil {
+		if _, err := ReadLayer(t.Context(), bytes.NewReader(body)); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}
 	tail := errors.New("read to the end")
-	if _, err := readDpkg(t.Context(), io.MultiReader(bytes.NewReader(good), failing{tail})); !errors.Is(err, tail) {
+	if _, err := ReadLayer(t.Context(), io.MultiReader(bytes.NewReader(good), failing{tail})); !errors.Is(err, tail) {
 		t.Errorf("what is below cannot check the bytes: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := readDpkg(ctx, bytes.NewReader(good)); !errors.Is(err, context.Canceled) {
+	if _, err := ReadLayer(ctx, bytes.NewReader(good)); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 	var many [][2]string
-	for i := range maxDpkgEntries + 1 {
+	for i := range maxLayerLists + 1 {
 		many = append(many, [2]string{fmt.Sprintf("var/lib/dpkg/status.d/%d", i), ""})
 	}
-	if _, err := readDpkg(t.Context(), bytes.NewReader(tarWith(t, many...))); err == nil || !strings.Contains(err.Error(), "50000 lists") {
+	if _, err := ReadLayer(t.Context(), bytes.NewReader(tarWith(t, many...))); err == nil || !strings.Contains(err.Error(), "50000 lists") {
 		t.Error(err)
 	}
 	// The size that a header claims counts, before a byte is kept.
 	var b bytes.Buffer
-	if err := tar.NewWriter(&b).WriteHeader(&tar.Header{Name: "var/lib/dpkg/status", Size: maxDpkgStatus + 1}); err != nil {
+	if err := tar.NewWriter(&b).WriteHeader(&tar.Header{Name: "var/lib/dpkg/status", Size: maxLayerStatus + 1}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := readDpkg(t.Context(), &b); err == nil || !strings.Contains(err.Error(), "more than 67108864 bytes") {
+	if _, err := ReadLayer(t.Context(), &b); err == nil || !strings.Contains(err.Error(), "more than 67108864 bytes") {
 		t.Error(err)
 	}
+}
+
+// dpkg is a line of dpkg's list.
+func dpkg(name, version string) string {
+	return fmt.Sprintf("Package: %s\nStatus: install ok installed\nArchitecture: amd64\nVersion: %s\n\n", name, version)
 }
 
 type failing struct{ err error }
@@ -127,18 +132,18 @@ type failing struct{ err error }
 func (f failing) Read([]byte) (int, error) { return 0, f.err }
 
 // Whatever a layer holds, reading it ends, in packages or in an error.
-func FuzzReadDpkg(f *testing.F) {
+func FuzzReadLayer(f *testing.F) {
 	f.Add(tarWith(f, [2]string{"var/lib/dpkg/status", dpkg("a", "1")}, [2]string{"var/lib/.wh.dpkg", ""}))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		files, err := readDpkg(t.Context(), bytes.NewReader(b))
+		files, err := ReadLayer(t.Context(), bytes.NewReader(b))
 		if err != nil {
 			return
 		}
-		var all dpkgFiles
-		all.cover(files)
-		before := maps.Clone(all.installed())
-		all.cover(dpkgFiles{})
-		if d := cmp.Diff(before, all.installed()); d != "" {
+		var all LayerPackages
+		all.Cover(files)
+		before := maps.Clone(all.Versions())
+		all.Cover(LayerPackages{})
+		if d := cmp.Diff(before, all.Versions()); d != "" {
 			t.Fatalf("an empty layer changed something\n%s", d)
 		}
 	})
