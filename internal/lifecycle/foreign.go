@@ -76,7 +76,7 @@ func (h Host) generate(ctx context.Context, runner sandbox.Runner, in inputs, se
 // of such (Platform API, "Experimental Features").
 func (h Host) experimental(in inputs, feature string) error {
 	switch in.experimental {
-	case "", "error":
+	case "error":
 		err := fmt.Errorf("%s are experimental in platform API %s", feature, in.api)
 		return spec.Exit(spec.ExitGeneric, spec.WithHint(err, "CNB_EXPERIMENTAL_MODE=warn allows them"))
 	case "silent", "quiet":

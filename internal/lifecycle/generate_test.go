@@ -187,6 +187,9 @@ func TestGeneratePrepared(t *testing.T) {
 			t.Error(diff)
 		}
 	}
+	if plan := w.read("layers/plan.toml"); plan != "" {
+		t.Errorf("what is provided in detect/plan.toml is not met: %s", plan)
+	}
 	if got := w.read("layers/generated/ready/context.build/a"); got != "content" {
 		t.Error(got)
 	}

@@ -83,6 +83,7 @@ func TestDetectTargets(t *testing.T) {
 		{"a distribution that matches", "deb@1", "deb@1", "0.15", 0},
 		{"a distribution that does not", "ubu@1", "", "0.15", spec.ExitDetectError},
 		{"stack *", "star@1", "star@1", "0.15", 0},
+		{"stack * beside bionic", "more@1", "more@1", "0.15", 0},
 		{"stack bionic", "bionic@1", "", "0.15", spec.ExitDetectError},
 		{"an old buildpack without targets", "old@1", "old@1", "0.15", 0},
 		{"an old buildpack for bionic alone", "oldbionic@1", "", "0.15", spec.ExitDetectError},
@@ -107,6 +108,7 @@ func TestDetectTargets(t *testing.T) {
 			w.add(pack{name: "deb@1", more: "[[targets]]\nos = \"linux\"\n[[targets.distros]]\nname = \"debian\"\nversion = \"12\"\n"})
 			w.add(pack{name: "ubu@1", more: "[[targets]]\nos = \"linux\"\n[[targets.distros]]\nname = \"ubuntu\"\nversion = \"22.04\"\n"})
 			w.add(pack{name: "star@1", more: "[[stacks]]\nid = \"*\"\n"})
+			w.add(pack{name: "more@1", more: "[[stacks]]\nid = \"io.buildpacks.stacks.bionic\"\n[[stacks]]\nid = \"*\"\n"})
 			w.add(pack{name: "bionic@1", more: "[[stacks]]\nid = \"io.buildpacks.stacks.bionic\"\n"})
 			g, _, err := w.detect(order(tt.order))
 			if code := spec.ExitCode(err, -1); code != tt.code {
