@@ -45,6 +45,23 @@ are to be extended.
   does not have, and is asked for an image's bytes only where a layer has to be read. ` + "`-launch-cache`" + ` is a directory, in the form
   of ` + "`-cache-dir`" + `, with the app image's layers: then it is not. An app image must not have a run image's name.
   Credentials are never sent to a daemon. The socket may be root's: it is opened first.
+
+## Users and credentials
+
+detector and builder run foreign code and refuse to be root. analyzer, restorer, exporter, creator and rebaser can be
+started as root: they look up credentials, give the build user the directories that it may not write to, and become it
+(` + "`-uid`, `-gid`" + `; without these they exit with 3). Started as that user they need it to be able to write to the directories
+and, with ` + "`-daemon`" + `, to the socket.
+
+Credentials come from ` + "`CNB_REGISTRY_AUTH`" + `, else from docker's ` + "`config.json`" + ` or podman's ` + "`auth.json`" + ` and the credential helpers that
+they name, else access is anonymous. There is no keychain for Amazon's and Azure's registries built in: install
+` + "`docker-credential-ecr-login` or `docker-credential-acr-env`" + ` beside the lifecycle and name it in ` + "`config.json`" + ` (` + "`credHelpers`" + `), or
+give a token in ` + "`CNB_REGISTRY_AUTH`" + `; ` + "`CNB_REGISTRY_AUTH_KEYCHAIN_SKIP_AMAZON` and `_AZURE`" + ` have no effect.
+
+A process that holds credentials cannot be traced or read by others of its user, hands no file on, and gives buildpacks
+an environment of the specification's making. What started it is not in its hand: a shell with ` + "`CNB_REGISTRY_AUTH`" + ` in its
+environment that waits for the creator, as the same user, shows it to buildpacks. Let it ` + "`exec`" + ` the creator, or use the five
+phases.
 `
 
 // docs/lifecycle.md is the table of inputs, for people.

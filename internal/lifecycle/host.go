@@ -25,6 +25,9 @@ import (
 // the same code serves both and no byte moves between phases.
 type Host struct {
 	Stdout, Stderr io.Writer
+	// Own says that the process is the phase's own: if it holds credentials it is
+	// concealed, and if it is root it becomes the build user, both for good.
+	Own bool
 	// Events takes what happens; nil renders to Stdout in the -log-format.
 	Events event.Sink
 	// Runner runs buildpacks; nil is sandbox.InPlace, which refuses root.

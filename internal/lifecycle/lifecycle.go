@@ -70,7 +70,16 @@ func Run(ctx context.Context, phase string, args, environ []string, host Host) i
 		return spec.ExitCode(err, spec.ExitGeneric)
 	}
 	host.Events = host.sink(in)
-	if err := host.run(ctx, in, environ); err != nil {
+	if host.Own {
+		if host.Places == nil {
+			host.Places = &Places{}
+		}
+		environ, err = host.settle(ctx, in, environ)
+	}
+	if err == nil {
+		err = host.run(ctx, in, environ)
+	}
+	if err != nil {
 		host.Events.Emit(event.Message{Level: event.Error, Text: sentence(err)})
 		return spec.ExitCode(err, exitCodes[phase])
 	}
@@ -105,10 +114,11 @@ func inputsOf(phase string, args, environ []string) (inputs, error) {
 
 // sentence is an error and, if it is known, what to do about it.
 func sentence(err error) string {
+	text := strings.ReplaceAll(err.Error(), "\n", "; ") // several errors are lines
 	if hint := spec.HintOf(err); hint != "" {
-		return err.Error() + " (" + hint + ")"
+		return text + " (" + hint + ")"
 	}
-	return err.Error()
+	return text
 }
 
 // exitCodes is what a phase exits with when its error does not say.

@@ -60,10 +60,7 @@ func (h Host) analyze(ctx context.Context, in inputs) error {
 	if found.PreviousImage != nil {
 		p.previous = opened{found.PreviousImage.Reference, plainImage(found.Previous)}
 	}
-	if err := h.encode(in.analyzed, found.Analyzed); err != nil {
-		return err
-	}
-	return h.give(in)
+	return h.encode(in.analyzed, found.Analyzed)
 }
 
 // runImages reads run.toml, or stack.toml where that is still its name. It may
@@ -125,10 +122,7 @@ func (h Host) restore(ctx context.Context, in inputs) error {
 	if p.known, err = phase.Restore(ctx, cache, place, group, refreshed, layers, set, h.Events); err != nil {
 		return err
 	}
-	if err := h.encode(in.analyzed, refreshed); err != nil {
-		return err
-	}
-	return h.give(in)
+	return h.encode(in.analyzed, refreshed)
 }
 
 // errNoExtension is the limit of -layout.
@@ -204,23 +198,4 @@ func ownerOf(fi fs.FileInfo) layer.Owner {
 		return layer.Owner{UID: int(st.Uid), GID: int(st.Gid)}
 	}
 	return layer.Owner{}
-}
-
-// give makes <layers> the build user's, where a phase ran as root in the build
-// container. Links are not followed.
-func (h Host) give(in inputs) error {
-	if _, _, mapped := h.find(in.layers); mapped || os.Geteuid() != 0 || in.uid < 0 || in.gid < 0 {
-		return nil
-	}
-	root, err := os.OpenRoot(string(in.layers))
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	return fs.WalkDir(root.FS(), ".", func(name string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		return root.Lchown(name, in.uid, in.gid)
-	})
 }

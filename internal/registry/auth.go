@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -18,11 +19,20 @@ import (
 // podman keep theirs, credential helpers included. What has none is anonymous.
 type keychain struct {
 	given map[string]authn.AuthConfig // by registry host as name.Registry spells it
+
+	mu   sync.Mutex
+	kept map[string]found // by repository or host; nil until keep
+}
+
+// found is what looking for credentials came to.
+type found struct {
+	auth authn.Authenticator
+	err  error
 }
 
 // newKeychain reads the value of CNB_REGISTRY_AUTH. Its errors never show it.
-func newKeychain(registryAuth string) (keychain, error) {
-	k := keychain{given: map[string]authn.AuthConfig{}}
+func newKeychain(registryAuth string) (*keychain, error) {
+	k := &keychain{given: map[string]authn.AuthConfig{}}
 	if strings.TrimSpace(registryAuth) == "" {
 		return k, nil
 	}
@@ -80,14 +90,36 @@ func canonicalHost(s string) string {
 }
 
 // Resolve implements authn.Keychain.
-func (k keychain) Resolve(target authn.Resource) (authn.Authenticator, error) {
+func (k *keychain) Resolve(target authn.Resource) (authn.Authenticator, error) {
 	return k.ResolveContext(context.Background(), target)
 }
 
 // ResolveContext implements authn.ContextKeychain.
-func (k keychain) ResolveContext(ctx context.Context, target authn.Resource) (authn.Authenticator, error) {
+func (k *keychain) ResolveContext(ctx context.Context, target authn.Resource) (authn.Authenticator, error) {
 	if cfg, ok := k.given[canonicalHost(target.RegistryStr())]; ok {
 		return authn.FromConfig(cfg), nil
 	}
-	return authn.Resolve(ctx, authn.DefaultKeychain, target)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.kept == nil {
+		return authn.Resolve(ctx, authn.DefaultKeychain, target)
+	}
+	for _, key := range []string{target.String(), target.RegistryStr()} {
+		if f, ok := k.kept[key]; ok {
+			return f.auth, f.err
+		}
+	}
+	return authn.Anonymous, nil
+}
+
+// keep looks for the credentials of targets, and from now on nowhere else.
+func (k *keychain) keep(ctx context.Context, targets []authn.Resource) {
+	kept := map[string]found{}
+	for _, t := range targets {
+		auth, err := authn.Resolve(ctx, authn.DefaultKeychain, t)
+		kept[t.String()] = found{auth, err}
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.kept = kept
 }

@@ -17,7 +17,6 @@ import (
 	"runtime"
 	"sync"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/kilnbuild/kiln/internal/event"
@@ -46,7 +45,7 @@ type Registry struct {
 	insecure []string
 	events   event.Sink
 	platform v1.Platform
-	keychain authn.Keychain
+	keychain *keychain
 	retry    policy
 	certDirs []string
 

@@ -56,6 +56,14 @@ type Registry struct {
 
 	mu       sync.Mutex
 	requests []string
+	hook     func(*http.Request)
+}
+
+// Hook has f called for each request before it is answered; nil ends that.
+func (r *Registry) Hook(f func(*http.Request)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.hook = f
 }
 
 // Start starts one.
@@ -110,7 +118,15 @@ func record(t testing.TB, behind string) *Registry {
 		r.requests = append(r.requests, fmt.Sprintf("%s %s %d", resp.Request.Method, resp.Request.URL.RequestURI(), resp.StatusCode))
 		return nil
 	}}
-	server := httptest.NewServer(proxy)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		r.mu.Lock()
+		hook := r.hook
+		r.mu.Unlock()
+		if hook != nil {
+			hook(q)
+		}
+		proxy.ServeHTTP(w, q)
+	}))
 	t.Cleanup(server.Close)
 	r.Host = strings.TrimPrefix(server.URL, "http://")
 	return r

@@ -1,0 +1,71 @@
+package registry
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/kilnbuild/kiln/internal/image"
+)
+
+// What was kept is used when there is nothing left to look it up in, and
+// nothing else is looked up.
+func TestKeep(t *testing.T) {
+	host, other, helped, unknown := memory(t, guarded), memory(t, guarded), memory(t, guarded), memory(t, guarded)
+	dir := t.TempDir()
+	config := filepath.Join(dir, "config.json")
+	asked := filepath.Join(dir, "asked")
+	write := func(path, body string, mode os.FileMode) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(body), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(config, fmt.Sprintf(`{"auths":{%q:{"auth":%q},"http://%s/v1/":{"auth":%q},"%s/only/this":{"auth":%q}},"credHelpers":{%q:"kilntest",%q:"kilntest"}}`,
+		host, basic(), other, basic(), unknown, basic(), helped, "unasked.example"), 0o600)
+	write(filepath.Join(dir, "docker-credential-kilntest"), "#!/bin/sh\ncat >> "+asked+"\necho '{\"Username\":\"me\",\"Secret\":\""+secret+"\"}'\n", 0o755)
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	t.Setenv("DOCKER_CONFIG", dir)
+	r, _ := newRegistry(t, Options{})
+	r.Keep(t.Context(), []string{host + "/app", helped + "/app:1", "IN VALID", ""}, []string{config, filepath.Join(dir, "missing"), asked})
+	if err := errors.Join(os.Remove(config), os.Remove(filepath.Join(dir, "docker-credential-kilntest"))); err != nil {
+		t.Fatal(err)
+	}
+	for _, ref := range []string{host + "/app:1", host + "/another/app", other + "/app", helped + "/app:2", unknown + "/only/this"} {
+		if err := r.CheckWrite(t.Context(), ref); err != nil {
+			t.Errorf("%s: %v", ref, err)
+		}
+	}
+	if err := r.CheckWrite(t.Context(), unknown+"/not/this"); !errors.Is(err, image.ErrUnauthorized) {
+		t.Errorf("credentials of one repository for another: %v", err)
+	}
+	if b, err := os.ReadFile(asked); err != nil || string(b) != helped {
+		t.Errorf("the helper was asked for %q %v", b, err)
+	}
+	// Credentials that come later are not looked at.
+	write(config, fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, unknown, basic()), 0o600)
+	if err := r.CheckWrite(t.Context(), unknown+"/not/this"); !errors.Is(err, image.ErrUnauthorized) {
+		t.Errorf("looked up after Keep: %v", err)
+	}
+}
+
+// A helper that fails is an error for its registry, when that is used.
+func TestKeepFailure(t *testing.T) {
+	host, good := memory(t, guarded), memory(t, nil)
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(fmt.Sprintf(`{"credHelpers":{%q:"nowhere-to-be-found"}}`, host)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("DOCKER_CONFIG", dir)
+	r, _ := newRegistry(t, Options{})
+	r.Keep(t.Context(), []string{host + "/app", good + "/app"}, nil)
+	if err := r.CheckWrite(t.Context(), good+"/app"); err != nil {
+		t.Error(err)
+	}
+	if err := r.CheckWrite(t.Context(), host+"/app"); err == nil || !strings.Contains(err.Error(), "nowhere-to-be-found") {
+		t.Errorf("%v", err)
+	}
+}
