@@ -18,7 +18,8 @@ type place struct {
 	builder string // image in podman
 	image   string // what is built
 	env     []string
-	offline bool // detector and builder have no network
+	offline bool     // detector and builder have no network
+	secrets []string // podman's arguments for phases that hold credentials
 }
 
 // place lays out an app to build in containers of the builder.
@@ -86,7 +87,7 @@ func (p *place) give(t *testing.T) {
 	}
 }
 
-// writeFiles makes a folder with files in it, modes whatever the umask is.
+// writeFiles makes a folder with files in it.
 func writeFiles(t *testing.T, dir string, files map[string]string) {
 	t.Helper()
 	mkdir := func(dir string) {
@@ -148,16 +149,26 @@ func inside(argv []string) []string {
 // five runs the five phases, each in a container, and returns what they said.
 func (w *world) five(t *testing.T, p *place) string {
 	t.Helper()
-	var log strings.Builder
-	for _, phase := range [][]string{
+	return w.phases(t, p, nil, [][]string{
 		{"analyzer", p.image},
 		{"detector", "-app", "/workspace", "-platform", "/platform"},
 		{"restorer", "-cache-dir", "/cache"},
 		{"builder", "-app", "/workspace", "-platform", "/platform"},
 		{"exporter", "-app", "/workspace", "-cache-dir", "/cache", p.image},
-	} {
-		phase[0] = "/cnb/lifecycle/" + phase[0]
-		r := w.container(t, p, nil, phase...)
+	})
+}
+
+// phases runs phases, each in a container with more of podman's arguments. Those
+// that run no buildpack see p.secrets besides.
+func (w *world) phases(t *testing.T, p *place, more []string, phases [][]string) string {
+	t.Helper()
+	var log strings.Builder
+	for _, phase := range phases {
+		args := slices.Clone(more)
+		if foreign := phase[0] == "detector" || phase[0] == "builder"; !foreign {
+			args = append(args, p.secrets...)
+		}
+		r := w.container(t, p, args, append([]string{"/cnb/lifecycle/" + phase[0]}, phase[1:]...)...)
 		fmt.Fprintf(&log, "--- %s\n%s", phase[0], r)
 		if r.code != 0 {
 			t.Fatalf("exit code %d\n%s", r.code, log.String())
@@ -169,8 +180,7 @@ func (w *world) five(t *testing.T, p *place) string {
 // creator runs all phases in one container.
 func (w *world) creator(t *testing.T, p *place) string {
 	t.Helper()
-	r := w.container(t, p, nil, "/cnb/lifecycle/creator", "-app", "/workspace", "-platform", "/platform", "-cache-dir", "/cache", p.image)
-	return r.ok(t).String()
+	return w.phases(t, p, nil, [][]string{{"creator", "-app", "/workspace", "-platform", "/platform", "-cache-dir", "/cache", p.image}})
 }
 
 // launch runs an image of the registry in podman: what stands before IMAGE are

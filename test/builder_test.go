@@ -35,6 +35,7 @@ func TestBuilders(t *testing.T) {
 	for _, s := range scenarios {
 		t.Run(s.name, func(t *testing.T) { proofs[s.name](t, w.proof(t, s, w.builderOf(t, s))) })
 	}
+	t.Run("habits", func(t *testing.T) { habits(t, w) })
 }
 
 // builderOf is the builder that a scenario needs: one more with its system.toml
