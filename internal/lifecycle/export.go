@@ -108,7 +108,13 @@ func (h Host) input(ctx context.Context, in inputs, p *Places) (phase.Input, err
 	if files.Run, files.Previous, err = p.images(ctx, files.Analyzed); err != nil {
 		return files, err
 	}
-	files.Extended, err = h.extendedImage(in, files.Analyzed)
+	if files.Extended, err = h.extendedImage(in, files.Analyzed); err != nil || files.Extended == nil || !p.inDaemon() {
+		return files, err
+	}
+	// The app image says what it stands on in the daemon's words.
+	run := *files.Analyzed.RunImage
+	run.Reference, err = image.ID(files.Run)
+	files.Analyzed.RunImage = &run
 	return files, err
 }
 
@@ -156,7 +162,7 @@ func (h Host) extendedImage(in inputs, a spec.Analyzed) (v1.Image, error) {
 // previous image that is gone meanwhile is none.
 func (p *Places) images(ctx context.Context, analyzed spec.Analyzed) (run, previous v1.Image, err error) {
 	if r := analyzed.RunImage; r != nil && r.Reference != "" {
-		if run, err = p.open(ctx, p.run, r.Reference); err != nil {
+		if run, err = p.openRun(ctx, *r); err != nil {
 			return nil, nil, fmt.Errorf("run image: %w", err)
 		}
 	}
@@ -167,6 +173,16 @@ func (p *Places) images(ctx context.Context, analyzed spec.Analyzed) (run, previ
 		}
 	}
 	return run, previous, nil
+}
+
+// openRun opens the run image. For one that was extended analyzed.toml has the
+// registry's digest, which a daemon that has the image need not know.
+func (p *Places) openRun(ctx context.Context, r spec.RunImage) (v1.Image, error) {
+	run, err := p.open(ctx, p.run, r.Reference)
+	if r.Extend && p.inDaemon() && r.Image != "" && errors.Is(err, image.ErrNotFound) {
+		return p.Source.Image(ctx, r.Image)
+	}
+	return run, err
 }
 
 func (p *Places) open(ctx context.Context, known opened, reference string) (v1.Image, error) {

@@ -12,6 +12,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/kilnbuild/kiln/internal/archive"
+	"github.com/kilnbuild/kiln/internal/daemon/daemontest"
 	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/image/imagetest"
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -186,4 +187,54 @@ func TestExportWithoutExtendedRunImage(t *testing.T) {
 			}
 		})
 	}
+}
+
+// In a daemon, too, the image that is extended comes from its registry; what the
+// app stands on is the daemon's own copy of it, whether that knows the
+// registry's digest or not.
+func TestDaemonExportOnExtendedRunImage(t *testing.T) {
+	daemontest.Each(t, func(t *testing.T, daemonHost string) {
+		conform.Covers(t, 89, 144, 160)
+		host := newRegistry(t)
+		w := newDaemonWorld(t, daemonHost, "daemon/extended")
+		w.app = "daemon/extended"
+		run, _ := pull(t, host+"/run:1")
+		if err := w.d.Write(t.Context(), host+"/run:1", run); err != nil {
+			t.Fatal(err)
+		}
+		w.write("run.toml", "[[images]]\nimage = '"+host+"/run:1'\n")
+		w.extension("ext", "", script(runOf, extends+"RUN true\\n"))
+		w.mkdir("kaniko")
+		w.host.Dirs = map[string]layer.Stack{"/kaniko": {Upper: w.path("kaniko")}}
+		w.environ = append(w.environ, "CNB_EXTENSIONS_DIR="+w.path("extensions"), "CNB_RUN_PATH="+w.path("run.toml"), "CNB_USER_ID=1000", "CNB_GROUP_ID=1000")
+		w.want(0, w.run(analyzer, w.app))
+		id := imagetest.ID(t, w.image(host+"/run:1"))
+		if got := w.analyzed().RunImage.Reference; got != id {
+			t.Errorf("analyzed.toml has %s, want the image ID %s", got, id)
+		}
+		w.want(0, w.run(detector))
+		w.want(0, w.run(restorer))
+		if got, want := w.analyzed().RunImage.Reference, host+"/run@"+manifestDigest(t, run); got != want {
+			t.Errorf("analyzed.toml has %s after the restorer, want %s", got, want)
+		}
+		w.want(0, w.run(builder))
+		w.extend("")
+		w.want(0, w.run(exporter, "-launcher", w.path("launcher"), w.app))
+		cf, err := w.image(w.app).ConfigFile()
+		if err != nil {
+			t.Fatal(err)
+		}
+		base, err := run.ConfigFile()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := len(base.RootFS.DiffIDs)
+		if !slices.Equal(cf.RootFS.DiffIDs[:n], base.RootFS.DiffIDs) || cf.History[n].CreatedBy != "Layer: 'RUN true', Created by extension: ext" || cf.Config.User != "33" {
+			t.Errorf("%+v", cf)
+		}
+		md, err := spec.DecodeLifecycleMetadata(cf.Config.Labels[spec.LifecycleMetadataLabel])
+		if err != nil || md.RunImage.Reference != id || md.RunImage.Image != host+"/run:1" {
+			t.Errorf("label: %+v %v", md.RunImage, err)
+		}
+	})
 }

@@ -83,6 +83,12 @@ func (h Host) registry(in inputs, p *Places) (r *registry.Registry, err error) {
 	return p.registry, err
 }
 
+// inDaemon tells whether the images of the build are in a daemon.
+func (p *Places) inDaemon() bool {
+	_, ok := p.Source.(daemon.Described)
+	return ok
+}
+
 // close ends the use of a daemon.
 func (p *Places) close() {
 	if d, ok := p.Source.(daemon.Described); ok {
