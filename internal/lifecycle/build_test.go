@@ -150,7 +150,7 @@ func (w *world) build(host string, more ...string) string {
 }
 
 func TestFivePhases(t *testing.T) {
-	conform.Covers(t, 131)
+	conform.Covers(t, 83, 131)
 	w := newWorld(t)
 	host := newRegistry(t)
 	w.app(host)

@@ -132,7 +132,7 @@ func TestParallelIsTheSame(t *testing.T) {
 
 // No failure of a cache is one of the build's.
 func TestCacheFailures(t *testing.T) {
-	conform.Covers(t, 83, 157)
+	conform.Covers(t, 157)
 	host := newRegistry(t)
 	closed := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }))
 	t.Cleanup(closed.Close)

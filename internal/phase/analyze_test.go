@@ -530,6 +530,7 @@ func (l lying) Uncompressed() (io.ReadCloser, error) {
 // TestRestoreDamage: whatever is wrong with the cache, the build goes on
 // without that layer, and says so.
 func TestRestoreDamage(t *testing.T) {
+	conform.Covers(t, 83, 86)
 	x := newSite(t)
 	x.contents()
 	x.export()
