@@ -20,31 +20,32 @@ func (n noPackages) Error() string { return string(n) }
 
 // packageChanges compares the packages in the lowest n layers of app with those
 // of base.
-func (r *rebaser) packageChanges(ctx context.Context, app v1.Image, n int, base v1.Image) ([]event.Change, error) {
+func (r *rebaser) packageChanges(ctx context.Context, app v1.Image, n int, base *newBase) ([]event.Change, error) {
 	old, err := app.Layers()
 	if err != nil {
 		return nil, err
 	}
-	before, err := r.packages(ctx, old[:n])
+	before, err := r.packages(ctx, old[:n], !r.req.Publish)
 	if err != nil {
 		return nil, err
 	}
-	next, err := base.Layers()
+	next, err := base.Image.Layers()
 	if err != nil {
 		return nil, err
 	}
-	after, err := r.packages(ctx, next)
+	after, err := r.packages(ctx, next, base.host == "")
 	if err != nil {
 		return nil, err
 	}
 	return changesOf(before, after), nil
 }
 
-// packages are those of layers that lie on each other: version by name.
-func (r *rebaser) packages(ctx context.Context, layers []v1.Layer) (map[string]string, error) {
+// packages are those of layers that lie on each other: version by name. Layers
+// that are not on this disk are read only if that was asked for.
+func (r *rebaser) packages(ctx context.Context, layers []v1.Layer, here bool) (map[string]string, error) {
 	var all debian.LayerPackages
 	for _, l := range layers {
-		found, err := r.layers.of(ctx, l, r.readableLayer)
+		found, err := r.layers.of(ctx, l, func() (v1.Layer, error) { return r.readableLayer(ctx, l, here || r.req.Packages) })
 		if err != nil {
 			return nil, err
 		}
@@ -57,20 +58,19 @@ func (r *rebaser) packages(ctx context.Context, layers []v1.Layer) (map[string]s
 	return list, nil
 }
 
-// readableLayer is l, from the store if it is there. Others are read only if
-// that was asked for.
-func (r *rebaser) readableLayer(ctx context.Context, l v1.Layer) (v1.Layer, error) {
+// readableLayer is l, from the store if it is there.
+func (r *rebaser) readableLayer(ctx context.Context, l v1.Layer, anyway bool) (v1.Layer, error) {
 	diffID, err := l.DiffID()
 	if err != nil {
 		return nil, err
 	}
-	here, err := r.Store.Layer(ctx, diffID.String())
+	stored, err := r.Store.Layer(ctx, diffID.String())
 	switch {
 	case err == nil:
-		return here, nil
+		return stored, nil
 	case !errors.Is(err, image.ErrNotFound):
 		return nil, err
-	case r.req.Packages || !r.req.Publish:
+	case anyway:
 		return l, nil
 	}
 	return nil, noPackages("layers are not in the store; --packages reads them where they are")
@@ -82,7 +82,7 @@ type layerPackages struct {
 	known map[v1.Hash]func() (debian.LayerPackages, error)
 }
 
-func (p *layerPackages) of(ctx context.Context, l v1.Layer, readable func(context.Context, v1.Layer) (v1.Layer, error)) (debian.LayerPackages, error) {
+func (p *layerPackages) of(ctx context.Context, l v1.Layer, readable func() (v1.Layer, error)) (debian.LayerPackages, error) {
 	diffID, err := l.DiffID()
 	if err != nil {
 		return debian.LayerPackages{}, err
@@ -94,7 +94,7 @@ func (p *layerPackages) of(ctx context.Context, l v1.Layer, readable func(contex
 	read, ok := p.known[diffID]
 	if !ok {
 		read = sync.OnceValues(func() (debian.LayerPackages, error) {
-			l, err := readable(ctx, l)
+			l, err := readable()
 			if err != nil {
 				return debian.LayerPackages{}, err
 			}

@@ -607,6 +607,11 @@ func TestRebasePlan(t *testing.T) {
 	if d := cmp.Diff(want, r.Labels); d != "" {
 		t.Errorf("labels (-want +got)\n%s", d)
 	}
+	// Nor is a run image fetched for an app that is here.
+	f.ok(f.Store.Write(t.Context(), "app", f.pull(host+"/app0")))
+	if r := f.all("planned", RebaseRequest{Images: []string{"app"}, DryRun: true})[0]; r.NoPackages == "" {
+		t.Errorf("of the store: %+v", r)
+	}
 	// Layers of the store need not be fetched.
 	f.ok(f.Store.Write(t.Context(), "old", old))
 	f.ok(f.Store.Write(t.Context(), "new", next))

@@ -48,7 +48,7 @@ func (r *rebaser) plan(ctx context.Context, app, img v1.Image, base *newBase, ou
 	if !r.req.DryRun || len(out.Removed)+len(out.Added) == 0 {
 		return nil
 	}
-	out.Packages, err = r.packageChanges(ctx, app, n, base.Image)
+	out.Packages, err = r.packageChanges(ctx, app, n, base)
 	if why, ok := errors.AsType[noPackages](err); ok {
 		out.NoPackages, err = string(why), nil
 	}
