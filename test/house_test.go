@@ -139,7 +139,8 @@ func parsed(t *testing.T, rooms []string, visit func(file string, f *ast.File)) 
 }
 
 // TestForeignCodeOrCredentials is rule 3: a phase function takes a
-// sandbox.Runner or an image.Source/Target, never both.
+// sandbox.Runner (or a dockerfile.Machine, which is one) or an
+// image.Source/Target, never both.
 func TestForeignCodeOrCredentials(t *testing.T) {
 	runners, images := 0, 0
 	parsed(t, []string{"internal/phase", "internal/buildpack"}, func(file string, f *ast.File) {
@@ -158,7 +159,7 @@ func TestForeignCodeOrCredentials(t *testing.T) {
 				if pkg == nil {
 					return true
 				}
-				runner = runner || pkg.Name == "sandbox" && sel.Sel.Name == "Runner"
+				runner = runner || pkg.Name == "sandbox" && sel.Sel.Name == "Runner" || pkg.Name == "dockerfile" && sel.Sel.Name == "Machine"
 				img = img || pkg.Name == "image" && (sel.Sel.Name == "Source" || sel.Sel.Name == "Target")
 				return true
 			})
@@ -183,7 +184,7 @@ func TestForeignCodeOrCredentials(t *testing.T) {
 					return true
 				}
 				for _, field := range st.Fields.List {
-					if sel, ok := field.Type.(*ast.SelectorExpr); ok && sel.Sel.Name == "Runner" {
+					if sel, ok := field.Type.(*ast.SelectorExpr); ok && (sel.Sel.Name == "Runner" || sel.Sel.Name == "Machine") {
 						t.Errorf("%s: a struct hides a Runner; pass it as a parameter so that signatures tell", file)
 					}
 				}

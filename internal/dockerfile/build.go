@@ -46,6 +46,9 @@ type Options struct {
 	// Created is the time that is noted in the image; the zero value is
 	// layer.ModTime.
 	Created time.Time
+	// CreatedBy is what history says of a layer that an instruction made; nil
+	// is the instruction itself.
+	CreatedBy func(instruction string) string
 	// Who names the work in events: it is shown before each line of output.
 	Who    string
 	Events event.Sink
@@ -94,6 +97,18 @@ func (f *File) find(name string, n int) (int, bool) {
 
 // scratchImage is the name of no image at all.
 const scratchImage = "scratch"
+
+// From is the image that the first stage stands on, as f names it with the given
+// arguments.
+func (f *File) From(args map[string]string) (string, error) {
+	p := thisPlatform()
+	global, err := f.globalArgs(args, platformArgs(p.OS, p.Architecture, p.Variant, ""))
+	if err != nil {
+		return "", err
+	}
+	name, err := f.expander(global)(f.Stages[0].From)
+	return name, f.at(f.Stages[0].Line, err)
+}
 
 // Images lists the images that f needs to be built, as it names them with the
 // given arguments: those of FROM, COPY --from and RUN --mount=from=.
@@ -389,6 +404,9 @@ func (s *stage) workdir(ctx context.Context, c *instructions.WorkdirCommand, tex
 
 // note adds to the history, and to the layers if there is a new one.
 func (s *stage) note(createdBy string, l v1.Layer) {
+	if l != nil && s.o.CreatedBy != nil {
+		createdBy = s.o.CreatedBy(createdBy)
+	}
 	h := v1.History{Created: v1.Time{Time: s.o.Created}, CreatedBy: createdBy, EmptyLayer: l == nil}
 	s.history = append(s.history, h)
 	if l == nil {

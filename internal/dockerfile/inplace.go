@@ -119,12 +119,17 @@ func (m *InPlace) Root(ctx context.Context, layers []v1.Layer) (Root, error) {
 		}
 		m.applied, m.broken = append(m.applied, want[len(have)+i]), nil
 	}
+	return &placeRoot{m: m}, nil
+}
+
+// look looks at the root before the first change since it was looked at last.
+func (m *InPlace) look(ctx context.Context) (err error) {
 	if m.scan == nil {
 		if m.scan, err = layer.NewScan(ctx, "/", m.skip); err != nil {
-			return nil, fmt.Errorf("look at the root: %w", err)
+			return fmt.Errorf("look at the root: %w", err)
 		}
 	}
-	return &placeRoot{m: m}, nil
+	return nil
 }
 
 func applyInPlace(ctx context.Context, l v1.Layer, diffID v1.Hash) error {
@@ -168,7 +173,12 @@ type placeRoot struct {
 
 // Inside implements Root.
 func (r *placeRoot) Inside(ctx context.Context, op Op, in io.Reader, out io.Writer) error {
-	r.dirty = r.dirty || op.Put != nil
+	if op.Put != nil {
+		if err := r.m.look(ctx); err != nil {
+			return err
+		}
+		r.dirty = true
+	}
 	_, err := task{Owners: layer.Chown, Op: op}.perform(ctx, in, out)
 	return err
 }
@@ -177,6 +187,9 @@ func (r *placeRoot) Inside(ctx context.Context, op Op, in io.Reader, out io.Writ
 func (r *placeRoot) Run(ctx context.Context, p Process) (err error) {
 	if p.NoNetwork {
 		return errors.New("--network=none: in place there is no network but the container's")
+	}
+	if err := r.m.look(ctx); err != nil {
+		return err
 	}
 	r.dirty = true
 	for _, m := range p.Mounts {

@@ -40,6 +40,8 @@ type Host struct {
 	// Places is where images and layers are; nil means registries and a volume
 	// cache, as the flags say. One value serves all phases of a build.
 	Places *Places
+	// Extender extends images; nil is in place, as root.
+	Extender *Extender
 
 	layers path // <layers> of the phase that is carried out
 }

@@ -156,6 +156,8 @@ func (h Host) phase(ctx context.Context, in inputs, environ []string) error {
 		return h.detect(ctx, in, environ)
 	case restorer:
 		return h.restore(ctx, in)
+	case extender:
+		return h.extend(ctx, in, environ)
 	case builder:
 		return h.build(ctx, in, environ)
 	case exporter:

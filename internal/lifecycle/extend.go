@@ -1,0 +1,311 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/kilnbuild/kiln/internal/archive"
+	"github.com/kilnbuild/kiln/internal/dockerfile"
+	"github.com/kilnbuild/kiln/internal/event"
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/phase"
+	"github.com/kilnbuild/kiln/internal/spec"
+)
+
+// Extender is how a host extends images elsewhere than in the build container,
+// where the extender is root and the container is the image.
+type Extender struct {
+	Machine dockerfile.Machine
+	Cache   dockerfile.Cache
+	// Base opens an image with all its layers, by the reference in analyzed.toml.
+	Base func(ctx context.Context, reference string) (v1.Image, error)
+	// FindUser looks up a user of an image; nil asks the Machine.
+	FindUser func(ctx context.Context, img v1.Image, user string) (dockerfile.User, error)
+
+	// BuildImage is what the build image was extended to; nil if it was not. The
+	// host builds on it: its phase ends where the builder would begin.
+	BuildImage v1.Image
+}
+
+// extend is the extender.
+func (h Host) extend(ctx context.Context, in inputs, environ []string) error {
+	kind := dockerfile.Kind(in.kind)
+	if kind == "" {
+		kind = dockerfile.Build // what there was before there were kinds
+	}
+	if kind != dockerfile.Build && kind != dockerfile.Run {
+		return spec.Exit(spec.ExitInvalidArgs, fmt.Errorf("-kind %s: must be %s or %s", kind, dockerfile.Build, dockerfile.Run))
+	}
+	analyzed, err := h.analyzed(in)
+	if err != nil {
+		return err
+	}
+	reference, err := toExtend(kind, analyzed)
+	if err != nil {
+		return err
+	}
+	img := v1.Image(nil)
+	if reference == "" {
+		h.Events.Emit(event.Message{Level: event.Info, Text: fmt.Sprintf("the %s image is not to be extended", kind)})
+	} else if img, err = h.extended(ctx, in, kind, reference, environ); err != nil {
+		return err
+	}
+	switch {
+	case kind == dockerfile.Run:
+		return nil
+	case h.Extender != nil:
+		h.Extender.BuildImage = img
+		return nil
+	}
+	return h.goOnAsBuilder(ctx, in, img, environ)
+}
+
+// toExtend is the reference of the image to extend, "" if it stays as it is.
+func toExtend(kind dockerfile.Kind, a spec.Analyzed) (string, error) {
+	if kind == dockerfile.Run {
+		switch {
+		case a.RunImage == nil || !a.RunImage.Extend:
+			return "", nil
+		case a.RunImage.Reference == "":
+			return "", errors.New("analyzed.toml has no reference of the run image that is to be extended")
+		}
+		return a.RunImage.Reference, nil
+	}
+	if a.BuildImage == nil || a.BuildImage.Reference == "" {
+		if a.BuildImage != nil && !a.BuildImage.Extend {
+			return "", nil // as the detector found
+		}
+		return "", spec.WithHint(errors.New("analyzed.toml has no reference of the build image"), "run the restorer with -build-image")
+	}
+	return a.BuildImage.Reference, nil
+}
+
+// extended applies the Dockerfiles of one kind. A run image goes to <extended>.
+func (h Host) extended(ctx context.Context, in inputs, kind dockerfile.Kind, reference string, environ []string) (v1.Image, error) {
+	group, err := decode(h, in.group, spec.ReadGroup)
+	if err != nil {
+		return nil, err
+	}
+	base, err := h.baseImage(ctx, reference)
+	if err != nil {
+		return nil, err
+	}
+	machine, cache, err := h.machine(in, base, environ)
+	if err != nil {
+		return nil, err
+	}
+	x := phase.Extension{Kind: kind, PlatformAPI: in.api, Group: group, Base: reference}
+	if h.Extender != nil {
+		x.FindUser = h.Extender.FindUser
+	}
+	if x.Generated, err = h.directory(in.generated); err != nil {
+		return nil, err
+	}
+	if x.App, err = h.directory(in.app); err != nil {
+		return nil, err
+	}
+	img, err := phase.Extend(ctx, machine, cache, base, x, h.Events)
+	if err != nil {
+		return nil, err
+	}
+	if kind == dockerfile.Run {
+		return img, h.saveExtended(ctx, in, base, img)
+	}
+	return img, h.settle(ctx, machine, img)
+}
+
+// baseImage opens the image that the restorer saved.
+func (h Host) baseImage(ctx context.Context, reference string) (v1.Image, error) {
+	if h.Extender != nil {
+		return h.Extender.Base(ctx, reference)
+	}
+	_, digest, ok := strings.Cut(reference, "@")
+	if _, err := v1.NewHash(digest); !ok || err != nil {
+		return nil, fmt.Errorf("%s: not a reference by digest, which the restorer would have made of it", reference)
+	}
+	img, err := archive.Layout{Dir: filepath.Join(string(h.kaniko()), "cache", "base", digest)}.Image(ctx, "")
+	if err != nil {
+		return nil, spec.WithHint(err, "run the restorer first, with the same %s", kanikoDir)
+	}
+	return img, nil
+}
+
+// kaniko is where restorer and extender meet.
+func (h Host) kaniko() path {
+	if stack, rel, ok := h.find(kanikoDir); ok {
+		return path(filepath.Join(stack.Upper, rel))
+	}
+	return kanikoDir
+}
+
+// machine is where the Dockerfiles are carried out: on this host's own, or in
+// this container, which is the image.
+func (h Host) machine(in inputs, base v1.Image, environ []string) (dockerfile.Machine, dockerfile.Cache, error) {
+	if h.Extender != nil {
+		return h.Extender.Machine, h.Extender.Cache, nil
+	}
+	if os.Geteuid() != 0 {
+		return nil, nil, spec.WithHint(errors.New("only root can extend the image of this container"), "start the extender as root, in a container of the image that is to be extended")
+	}
+	cf, err := base.ConfigFile()
+	if err != nil {
+		return nil, nil, err
+	}
+	kaniko := string(h.kaniko())
+	machine, err := dockerfile.NewInPlace(dockerfile.InPlaceOptions{
+		Base: cf.RootFS.DiffIDs, Skip: []string{string(in.app), string(in.layers), string(in.platform), string(in.generated), string(in.extended), kaniko},
+		Env: proxiesOf(environ), Caches: filepath.Join(kaniko, "cache", "mounts"),
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	cache, err := dockerfile.OpenDirectory(filepath.Join(kaniko, "cache", "layers"), in.kanikoTTL)
+	return machine, cache, err
+}
+
+// proxiesOf are the variables that programs need to reach anything.
+func proxiesOf(environ []string) []string {
+	var env []string
+	for _, kv := range environ {
+		name, _, _ := strings.Cut(kv, "=")
+		if name = strings.ToLower(name); name == "http_proxy" || name == "https_proxy" || name == "no_proxy" {
+			env = append(env, kv)
+		}
+	}
+	return env
+}
+
+// directory is a directory of the build container that may be missing.
+func (h Host) directory(p path) (layer.Stack, error) {
+	stack, rel, ok := h.find(p)
+	if !ok {
+		return layer.Stack{Upper: string(p)}, nil
+	}
+	if rel == "." {
+		return stack, nil
+	}
+	return stack.Sub(rel)
+}
+
+// saveExtended leaves the extended run image for the exporter: its manifest, its
+// config and the layers that are new. Whatever was there goes, and with it any
+// link that foreign code left in its place.
+func (h Host) saveExtended(ctx context.Context, in inputs, base, img v1.Image) error {
+	dir := string(in.extended)
+	if stack, rel, ok := h.find(in.extended); ok {
+		dir = filepath.Join(stack.Upper, rel)
+	}
+	if err := layer.Remove(dir); err != nil {
+		return err
+	}
+	below, err := base.Layers()
+	if err != nil {
+		return err
+	}
+	layers, err := img.Layers()
+	if err != nil {
+		return err
+	}
+	digest, err := img.Digest()
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "run"), 0o755); err != nil {
+		return err
+	}
+	if err := (archive.Layout{Dir: filepath.Join(dir, "run", digest.String())}).WriteSparse(ctx, img, len(layers)-len(below)); err != nil {
+		return err
+	}
+	return h.give(in)
+}
+
+// settle sees to it that this container is what img says, also where all of it
+// came from the cache.
+func (h Host) settle(ctx context.Context, machine dockerfile.Machine, img v1.Image) error {
+	if h.Extender != nil {
+		return nil
+	}
+	layers, err := img.Layers()
+	if err != nil {
+		return err
+	}
+	root, err := machine.Root(ctx, layers)
+	if err != nil {
+		return err
+	}
+	return root.Close()
+}
+
+// goOnAsBuilder ends what needs root and carries out the build, in the
+// environment that the build image has now.
+func (h Host) goOnAsBuilder(ctx context.Context, in inputs, img v1.Image, environ []string) error {
+	if img != nil {
+		cf, err := img.ConfigFile()
+		if err != nil {
+			return err
+		}
+		for _, kv := range cf.Config.Env {
+			environ = withVariable(environ, kv)
+		}
+	}
+	if err := h.give(in); err != nil {
+		return err
+	}
+	home, err := becomeUser(in.uid, in.gid)
+	if err != nil {
+		return spec.Exit(spec.ExitGeneric, err)
+	}
+	if home != "" {
+		environ = withVariable(environ, "HOME="+home)
+	}
+	in.phase = builder
+	err = h.frame(builder, func() error { return h.phase(ctx, in, environ) })
+	return spec.Exit(spec.ExitCode(err, exitCodes[builder]), err)
+}
+
+// withVariable is environ with NAME=value in the place of what NAME was.
+func withVariable(environ []string, kv string) []string {
+	name, _, _ := strings.Cut(kv, "=")
+	environ = slices.DeleteFunc(slices.Clone(environ), func(old string) bool { return strings.HasPrefix(old, name+"=") })
+	return append(environ, kv)
+}
+
+// becomeUser gives up root for good, for all of this process. It returns the
+// user's home, if there is one.
+func becomeUser(uid, gid int) (home string, err error) {
+	if uid < 0 || gid < 0 {
+		return "", spec.WithHint(errors.New("the user of the build is not known"), "set -uid and -gid, or CNB_USER_ID and CNB_GROUP_ID")
+	}
+	if uid == 0 {
+		return "", spec.WithHint(errors.New("refusing to run buildpacks as root"), "-uid and CNB_USER_ID are the build image's user, who is not root")
+	}
+	var groups []int
+	if u, err := dockerfile.FindUser(layer.Stack{Upper: "/"}, strconv.Itoa(uid)); err == nil {
+		home, groups = u.Home, u.Groups
+	}
+	if os.Geteuid() != 0 {
+		if os.Geteuid() != uid || os.Getegid() != gid {
+			return "", fmt.Errorf("this process is %d:%d and cannot become %d:%d", os.Geteuid(), os.Getegid(), uid, gid)
+		}
+		return home, nil
+	}
+	if err := syscall.Setgroups(groups); err != nil {
+		return "", fmt.Errorf("set groups: %w", err)
+	}
+	if err := syscall.Setresgid(gid, gid, gid); err != nil {
+		return "", fmt.Errorf("become group %d: %w", gid, err)
+	}
+	if err := syscall.Setresuid(uid, uid, uid); err != nil {
+		return "", fmt.Errorf("become user %d: %w", uid, err)
+	}
+	return home, nil
+}
