@@ -14,13 +14,19 @@ import (
 	"github.com/kilnbuild/kiln/internal/archive"
 	"github.com/kilnbuild/kiln/internal/daemon"
 	"github.com/kilnbuild/kiln/internal/daemon/daemontest"
+	"github.com/kilnbuild/kiln/internal/dockerfile/dockerfiletest"
 	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/image/imagetest"
 	"github.com/kilnbuild/kiln/internal/spec"
 	"github.com/kilnbuild/kiln/test/conform"
 )
 
-func TestMain(m *testing.M) { os.Exit(daemontest.Main(m)) }
+func TestMain(m *testing.M) { os.Exit(dockerfiletest.Main(withDaemons{m})) }
+
+// withDaemons runs the tests of a package that start daemons.
+type withDaemons struct{ *testing.M }
+
+func (w withDaemons) Run() int { return daemontest.Main(w.M) }
 
 // daemonWorld is a world whose images are in a daemon. No registry answers.
 type daemonWorld struct {
