@@ -7,9 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
-	"syscall"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -120,7 +118,7 @@ func (h Host) extended(ctx context.Context, in inputs, kind dockerfile.Kind, ref
 	if kind == dockerfile.Run {
 		return img, h.saveExtended(ctx, in, base, img)
 	}
-	return img, h.settle(ctx, machine, img)
+	return img, h.become(ctx, machine, img)
 }
 
 // baseImage opens the image that the restorer saved.
@@ -225,12 +223,15 @@ func (h Host) saveExtended(ctx context.Context, in inputs, base, img v1.Image) e
 	if err := (archive.Layout{Dir: filepath.Join(dir, "run", digest.String())}).WriteSparse(ctx, img, len(layers)-len(below)); err != nil {
 		return err
 	}
-	return h.give(in)
+	if !h.Own || os.Geteuid() != 0 || in.uid < 0 || in.gid < 0 {
+		return nil
+	}
+	return give(in.extended, in.uid, in.gid) // who exports may want to remove it
 }
 
-// settle sees to it that this container is what img says, also where all of it
+// become sees to it that this container is what img says, also where all of it
 // came from the cache.
-func (h Host) settle(ctx context.Context, machine dockerfile.Machine, img v1.Image) error {
+func (h Host) become(ctx context.Context, machine dockerfile.Machine, img v1.Image) error {
 	if h.Extender != nil {
 		return nil
 	}
@@ -257,15 +258,9 @@ func (h Host) goOnAsBuilder(ctx context.Context, in inputs, img v1.Image, enviro
 			environ = withVariable(environ, kv)
 		}
 	}
-	if err := h.give(in); err != nil {
-		return err
-	}
-	home, err := becomeUser(in.uid, in.gid)
+	environ, err := h.leaveRoot(in, environ)
 	if err != nil {
 		return spec.Exit(spec.ExitGeneric, err)
-	}
-	if home != "" {
-		environ = withVariable(environ, "HOME="+home)
 	}
 	in.phase = builder
 	err = h.frame(builder, func() error { return h.phase(ctx, in, environ) })
@@ -279,33 +274,26 @@ func withVariable(environ []string, kv string) []string {
 	return append(environ, kv)
 }
 
-// becomeUser gives up root for good, for all of this process. It returns the
-// user's home, if there is one.
-func becomeUser(uid, gid int) (home string, err error) {
-	if uid < 0 || gid < 0 {
-		return "", spec.WithHint(errors.New("the user of the build is not known"), "set -uid and -gid, or CNB_USER_ID and CNB_GROUP_ID")
+// leaveRoot makes this process, and <layers>, the build user's for good.
+func (h Host) leaveRoot(in inputs, environ []string) ([]string, error) {
+	if in.uid < 0 || in.gid < 0 {
+		return nil, spec.WithHint(errors.New("the user of the build is not known"), "set -uid and -gid, or CNB_USER_ID and CNB_GROUP_ID")
 	}
-	if uid == 0 {
-		return "", spec.WithHint(errors.New("refusing to run buildpacks as root"), "-uid and CNB_USER_ID are the build image's user, who is not root")
-	}
-	var groups []int
-	if u, err := dockerfile.FindUser(layer.Stack{Upper: "/"}, strconv.Itoa(uid)); err == nil {
-		home, groups = u.Home, u.Groups
+	if in.uid == 0 {
+		return nil, spec.WithHint(errors.New("refusing to run buildpacks as root"), "-uid and CNB_USER_ID are the build image's user, who is not root")
 	}
 	if os.Geteuid() != 0 {
-		if os.Geteuid() != uid || os.Getegid() != gid {
-			return "", fmt.Errorf("this process is %d:%d and cannot become %d:%d", os.Geteuid(), os.Getegid(), uid, gid)
-		}
-		return home, nil
+		return environ, nil
 	}
-	if err := syscall.Setgroups(groups); err != nil {
-		return "", fmt.Errorf("set groups: %w", err)
+	if !h.Own {
+		return nil, errors.New("refusing to run buildpacks as root: this process does more than extend an image")
 	}
-	if err := syscall.Setresgid(gid, gid, gid); err != nil {
-		return "", fmt.Errorf("become group %d: %w", gid, err)
+	if err := give(in.layers, in.uid, in.gid); err != nil {
+		return nil, fmt.Errorf("make %s the build user's: %w", in.layers, err)
 	}
-	if err := syscall.Setresuid(uid, uid, uid); err != nil {
-		return "", fmt.Errorf("become user %d: %w", uid, err)
+	environ = withUser(environ, in.uid)
+	if err := become(in.uid, in.gid); err != nil {
+		return nil, fmt.Errorf("become the build user %d:%d: %w", in.uid, in.gid, err)
 	}
-	return home, nil
+	return environ, nil
 }
