@@ -46,6 +46,15 @@ are to be extended.
   of ` + "`-cache-dir`" + `, with the app image's layers: then it is not. An app image must not have a run image's name.
   Credentials are never sent to a daemon. The socket may be root's: it is opened first.
 
+## Image extensions
+
+The detector lets the extensions that take part generate their Dockerfiles below ` + "`<generated>`" + `, checks these, and says in
+analyzed.toml which run image they chose and which image is to be extended. Before Platform API 0.13 this is experimental
+(` + "`CNB_EXPERIMENTAL_MODE`" + `). The restorer finds out the chosen image's digest and target, and saves manifest and config of what
+is to be extended in ` + "`/kaniko/cache/base/<digest>`" + `: the image of ` + "`-build-image`" + `, and the run image. The exporter takes an
+extended run image from the one directory in ` + "`<extended>/run`" + `: its config, and its layers above the run image's, written
+anew with normal times. The creator extends nothing: it fails where an extension takes part.
+
 ## Users and credentials
 
 detector and builder run foreign code and refuse to be root. analyzer, restorer, exporter, creator and rebaser can be
