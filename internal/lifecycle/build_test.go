@@ -234,7 +234,7 @@ func TestFivePhases(t *testing.T) {
 }
 
 func TestCreatorMakesTheSame(t *testing.T) {
-	conform.Covers(t, 169)
+	conform.Covers(t, 166, 169)
 	host := newRegistry(t)
 	w := newWorld(t)
 	w.app(host)

@@ -285,30 +285,3 @@ func (p *Places) trusted(input phase.Input) (image.Known, error) {
 	}
 	return p.knows(bases...)
 }
-
-// copySBOMs puts the SBOMs of launcher and lifecycle, as far as they exist,
-// where those of the buildpacks are.
-func (h Host) copySBOMs(in inputs) error {
-	if !spec.Has(in.api, spec.PlatformLauncherSBOM) {
-		return nil
-	}
-	layers, err := h.tree(in.layers)
-	if err != nil {
-		return err
-	}
-	for from, to := range map[path]string{"launcher": "launch/buildpacksio_lifecycle/launcher", "lifecycle": "build/buildpacksio_lifecycle"} {
-		for _, ext := range []string{"cdx.json", "spdx.json", "syft.json"} {
-			b, err := h.read(in.launcherSBOM + "/" + from + ".sbom." + path(ext))
-			if errors.Is(err, fs.ErrNotExist) {
-				continue
-			}
-			if err == nil {
-				err = phase.PutSBOM(layers, to+"/sbom."+ext, b)
-			}
-			if err != nil {
-				return fmt.Errorf("SBOM of the %s: %w", from, err)
-			}
-		}
-	}
-	return nil
-}

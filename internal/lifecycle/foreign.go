@@ -49,6 +49,9 @@ func (h Host) detect(ctx context.Context, in inputs, environ []string) error {
 			return err
 		}
 	}
+	if err := h.deprecatedMembers(in, found.Group); err != nil {
+		return err
+	}
 	if err := h.encode(in.group, found.Group); err != nil {
 		return err
 	}
@@ -70,20 +73,6 @@ func (h Host) generate(ctx context.Context, runner sandbox.Runner, in inputs, se
 		return found, err
 	}
 	return found, spec.Exit(spec.ExitGenerate, h.encode(in.analyzed, found.Analyzed))
-}
-
-// experimental holds a feature that may still change to what the platform says
-// of such (Platform API, "Experimental Features").
-func (h Host) experimental(in inputs, feature string) error {
-	switch in.experimental {
-	case "error":
-		err := fmt.Errorf("%s are experimental in platform API %s", feature, in.api)
-		return spec.Exit(spec.ExitGeneric, spec.WithHint(err, "CNB_EXPERIMENTAL_MODE=warn allows them"))
-	case "silent", "quiet":
-	default:
-		h.warn("%s are experimental in platform API %s and may change", feature, in.api)
-	}
-	return nil
 }
 
 // order reads order.toml, and puts the system buildpacks into every group.
@@ -129,6 +118,9 @@ func (h Host) build(ctx context.Context, in inputs, environ []string) error {
 	}
 	analyzed, err := h.analyzed(in)
 	if err != nil {
+		return err
+	}
+	if err := h.deprecatedMembers(in, group); err != nil {
 		return err
 	}
 	metadata, err := phase.Build(ctx, runner, in.dirs(), h.setting(in, analyzed, environ), group, plan, h.Events)

@@ -61,8 +61,12 @@ func Run(ctx context.Context, phase string, args, environ []string, host Host) i
 		return spec.ExitOK
 	}
 	in, err := inputsOf(phase, args, environ)
-	if errors.Is(err, errHelp) {
+	switch {
+	case errors.Is(err, errHelp):
 		fmt.Fprint(host.stdout(), usage(phase, in.api))
+		return spec.ExitOK
+	case errors.Is(err, errVersion):
+		fmt.Fprintln(host.stdout(), spec.Version)
 		return spec.ExitOK
 	}
 	if err != nil {
@@ -70,7 +74,8 @@ func Run(ctx context.Context, phase string, args, environ []string, host Host) i
 		return spec.ExitCode(err, spec.ExitGeneric)
 	}
 	host.Events = host.sink(in)
-	if host.Own {
+	err = host.deprecatedInputs(in)
+	if err == nil && host.Own {
 		if host.Places == nil {
 			host.Places = &Places{}
 		}

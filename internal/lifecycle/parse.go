@@ -13,8 +13,11 @@ import (
 	"github.com/kilnbuild/kiln/internal/spec"
 )
 
-// errHelp says that help was asked for and nothing else is to be done.
-var errHelp = flag.ErrHelp
+// These say that only the help text or the version was asked for.
+var (
+	errHelp    = flag.ErrHelp
+	errVersion = errors.New("the version was asked for")
+)
 
 // parse reads the inputs of a phase: a flag goes before its variable, which
 // goes before the default. api has been checked. What the version of the
@@ -42,11 +45,15 @@ func parse(phase, api string, args, environ []string) (inputs, error) {
 			set.Func(r.Flag[1:], r.Help, assign)
 		}
 	}
+	version := set.Bool("version", false, "")
 	if err := set.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return in, errHelp
 		}
 		return in, spec.Exit(spec.ExitUsage, spec.WithHint(err, "%s -help lists what there is for platform API %s", phase, api))
+	}
+	if *version {
+		return in, errVersion
 	}
 	in.args = set.Args()
 	if err := in.fromEnvironment(environ, given); err != nil {

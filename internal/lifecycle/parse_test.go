@@ -288,7 +288,7 @@ func TestRelativePaths(t *testing.T) {
 }
 
 func TestVersions(t *testing.T) {
-	conform.Covers(t, 6, 127)
+	conform.Covers(t, 6, 12, 13, 127)
 	rejected := func(phase, api string, args ...string) {
 		t.Helper()
 		_, err := parse(phase, api, args, nil)
@@ -329,7 +329,7 @@ func TestVersions(t *testing.T) {
 }
 
 func TestInvalid(t *testing.T) {
-	conform.Covers(t, 6)
+	conform.Covers(t, 6, 16)
 	for _, tt := range []struct {
 		phase   string
 		args    []string

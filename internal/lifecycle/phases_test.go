@@ -244,7 +244,7 @@ func TestAnalyzedTOMLHasTheLabel(t *testing.T) {
 	t.Run("SBOM layer", func(t *testing.T) {
 		conform.Covers(t, 27)
 		w.T = t
-		const sbom = "layers/sbom/launch/buildpacksio_lifecycle/launcher/sbom.cdx.json"
+		const sbom = "layers/sbom/launch/buildpacksio_lifecycle/launcher/launcher.sbom.cdx.json"
 		for _, skip := range []bool{false, true} {
 			if err := os.RemoveAll(w.path("layers")); err != nil {
 				t.Fatal(err)

@@ -349,6 +349,7 @@ func TestMappedDirectories(t *testing.T) {
 
 // The command answers to the names of its phases.
 func TestBinary(t *testing.T) {
+	conform.Covers(t, 15)
 	dir := t.TempDir()
 	bin := filepath.Join(dir, "lifecycle")
 	build := exec.Command("go", "build", "-o", bin, "github.com/kilnbuild/kiln/cmd/lifecycle")

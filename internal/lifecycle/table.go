@@ -41,7 +41,7 @@ type inputs struct {
 	launchCache, launcher, launcherSBOM, layers, layoutDir, order, plan, platform,
 	projectMetadata, report, run, system path
 
-	buildImage, cacheImage, execEnv, experimental, kind, logFormat, logLevel, previousImage,
+	buildImage, cacheImage, deprecation, execEnv, experimental, kind, logFormat, logLevel, previousImage,
 	processType, registryAuth, runImage, dockerHost, dockerTLSVerify, deprecatedImage, sourceDateEpoch string
 
 	daemon, force, layout, noColor, parallel, skipLayers, skipRestore bool
@@ -103,6 +103,7 @@ var table = []Row{
 	{"", "DOCKER_CERT_PATH", "", "directory of ca.pem, cert.pem and key.pem for a daemon that is spoken to with TLS", daemons, "", "", func(in *inputs) any { return &in.dockerCertPath }},
 	{"", "DOCKER_HOST", daemon.DefaultHost, "address of the docker or podman daemon, for -daemon: unix:///socket or tcp://host:port", daemons, "", "", func(in *inputs) any { return &in.dockerHost }},
 	{"", "DOCKER_TLS_VERIFY", "", "if set, the daemon's certificate is verified", daemons, "", "", func(in *inputs) any { return &in.dockerTLSVerify }},
+	{"", "CNB_DEPRECATION_MODE", "warn", "what to do about what is deprecated: warn, error or silent", everywhere, "", "", func(in *inputs) any { return &in.deprecation }},
 	{"", "CNB_EXEC_ENV", spec.DefaultExecEnv, "execution environment", withLayers, "0.15", "", func(in *inputs) any { return &in.execEnv }},
 	{"", "CNB_EXPERIMENTAL_MODE", "error", "what to do about experimental features: error, warn or silent", withLayers, "0.10", "", func(in *inputs) any { return &in.experimental }},
 	{"-extended", "CNB_EXTENDED_DIR", "<layers>/extended", "extended images", only(extender, exporter), "0.12", "", func(in *inputs) any { return &in.extended }},

@@ -327,6 +327,7 @@ func lm(sha, flags string) spec.LayerMetadata {
 
 // TestRestoreTable is requirements 2.3 and the table of 3.6.
 func TestRestoreTable(t *testing.T) {
+	conform.Covers(t, 78, 79, 80, 81, 82)
 	const none, meta, both = "", "metadata", "metadata and contents"
 	for name, test := range map[string]struct {
 		image, cache string // flags of the layer there; "-" for absent
@@ -439,6 +440,7 @@ func TestRestoreLayersOfThisEnvironment(t *testing.T) {
 }
 
 func TestRestoreInPlace(t *testing.T) {
+	conform.Covers(t, 84, 87)
 	x := newSite(t)
 	x.contents()
 	must(t, os.Symlink("/etc", filepath.Join(x.layers.Upper, "acme_a/dep/link")))
@@ -477,6 +479,7 @@ func TestRestoreInPlace(t *testing.T) {
 }
 
 func TestRestoreOnlyStore(t *testing.T) {
+	conform.Covers(t, 77)
 	x := newSite(t)
 	x.contents()
 	x.export()
@@ -495,6 +498,7 @@ func TestRestoreOnlyStore(t *testing.T) {
 }
 
 func TestRestoreNothingForOthers(t *testing.T) {
+	conform.Covers(t, 85)
 	x := newSite(t)
 	x.contents()
 	x.export()

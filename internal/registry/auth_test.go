@@ -16,6 +16,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/image/imagetest"
 	"github.com/kilnbuild/kiln/internal/spec"
+	"github.com/kilnbuild/kiln/test/conform"
 )
 
 const secret = "s3cr3t-passw0rd"
@@ -45,6 +46,7 @@ func registryAuth(t *testing.T, host, header string) string {
 
 // TestCredentials: from each place that has some, and none.
 func TestCredentials(t *testing.T) {
+	conform.Covers(t, 8, 9)
 	host := memory(t, guarded)
 	config := fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, host, basic())
 	write := func(t *testing.T, path, body string, mode os.FileMode) {
@@ -107,6 +109,7 @@ func TestCredentials(t *testing.T) {
 }
 
 func TestMalformedAuthIsNotShown(t *testing.T) {
+	conform.Covers(t, 8)
 	for _, auth := range []string{
 		`{"host": "Basic ` + secret, `["` + secret + `"]`, `{"host":"` + secret + `"}`, `{"host":"Basic !` + secret + `"}`,
 		`{"host":"Digest ` + secret + `"}`, `{"host":7}`, `{"host":"Bearer "}`,

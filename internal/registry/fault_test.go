@@ -25,6 +25,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/image/imagetest"
 	"github.com/kilnbuild/kiln/internal/spec"
+	"github.com/kilnbuild/kiln/test/conform"
 )
 
 // fault spoils answers. It is given the request, whose body was not read yet,
@@ -493,6 +494,7 @@ func TestNoNetwork(t *testing.T) {
 
 // TestPlainHTTP: TLS, but for loopback and what is listed.
 func TestPlainHTTP(t *testing.T) {
+	conform.Covers(t, 12)
 	for _, tc := range []struct {
 		ref      string
 		insecure []string
@@ -539,6 +541,7 @@ func TestPlainHTTP(t *testing.T) {
 
 // TestTLS: an unknown CA is refused with a way out, and each way out works.
 func TestTLS(t *testing.T) {
+	conform.Covers(t, 12)
 	srv := httptest.NewUnstartedServer(nil)
 	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
 	memory(t, func(h http.Handler) http.Handler {

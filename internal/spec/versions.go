@@ -3,6 +3,7 @@ package spec
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -13,6 +14,10 @@ var (
 	PlatformAPIs  = []string{"0.7", "0.8", "0.9", "0.10", "0.11", "0.12", "0.13", "0.14", "0.15"}
 	BuildpackAPIs = []string{"0.7", "0.8", "0.9", "0.10", "0.11", "0.12"}
 )
+
+// DeprecatedPlatformAPIs and DeprecatedBuildpackAPIs are those of them that a
+// later kiln will not speak. There are none now.
+var DeprecatedPlatformAPIs, DeprecatedBuildpackAPIs []string
 
 // Feature is something that came (or went) with a version of an API. Those
 // named Platform... are asked of a Platform API version, those named
@@ -155,16 +160,22 @@ func SupportedBuildpack(api string) error {
 }
 
 func supported(api string, apis []string) error {
-	v, err := parseAPI(api)
-	if err != nil {
+	if _, err := parseAPI(api); err != nil {
 		return err
 	}
-	for _, s := range apis {
-		if known, err := parseAPI(s); err == nil && known == v {
-			return nil
-		}
+	if !OneOf(api, apis) {
+		return fmt.Errorf("not supported")
 	}
-	return fmt.Errorf("not supported")
+	return nil
+}
+
+// OneOf says whether a version of an API is in a list, however it is spelled.
+func OneOf(api string, apis []string) bool {
+	v, err := parseAPI(api)
+	return err == nil && slices.ContainsFunc(apis, func(s string) bool {
+		known, err := parseAPI(s)
+		return err == nil && known == v
+	})
 }
 
 // apiVersion is <major>.<minor>.
