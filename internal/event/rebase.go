@@ -58,7 +58,7 @@ func (t *Text) rebased(r Rebased) {
 	t.flush()
 	switch r.Result {
 	case "failed":
-		t.line(0, red, "failed     %s: %s", Clean(r.Name), Clean(r.Error))
+		t.line(0, red, "failed     %s", Clean(r.Name)) // why is said at the end
 	case "unchanged":
 		t.line(0, dim, "unchanged  %s", Clean(r.Name))
 	case "planned":

@@ -34,7 +34,7 @@ would rebase reg/app:1
   labels    none changes
 rebased    reg/app:1  sha256:2
 unchanged  b
-failed     c: because
+failed     c
 `
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)

@@ -95,7 +95,7 @@ func (p *Platform) Rebase(ctx context.Context, req RebaseRequest) ([]Rebased, er
 				count.Lock()
 				done++
 				if n := len(req.Images); n > 1 {
-					p.Events.Emit(event.Progress{ID: "rebase", Text: "rebasing", Done: int64(done), Total: int64(n), Unit: "images", End: done == n})
+					p.Events.Emit(event.Progress{ID: "rebase", Text: "rebasing", Done: int64(done), Total: int64(n), Unit: "items", End: done == n})
 				}
 				count.Unlock()
 			}
@@ -134,7 +134,7 @@ func summary(results []Rebased) error {
 		if hint == "" {
 			hint = spec.HintOf(r.Err)
 		}
-		const shown = 20 // more are in the events
+		const shown = 100 // more are in the events
 		if failed <= shown {
 			fmt.Fprintf(&b, "\n%s: %v", r.Name, r.Err)
 		} else if failed == shown+1 {
