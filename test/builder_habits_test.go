@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -62,6 +63,13 @@ func habits(t *testing.T, w *world) {
 	t.Run("Tekton", func(t *testing.T) { tekton(t, w, app); same(t, "habits/tekton") })
 	t.Run("kpack", func(t *testing.T) { kpack(t, w, app); same(t, "habits/kpack") })
 	t.Run("pack", func(t *testing.T) { pack(t, w, app) })
+	if os.Getuid() == 0 { // without sub-ids there is no second user to start as
+		t.Run("started by root", func(t *testing.T) {
+			startedByRoot(t, w, app)
+			same(t, "habits/root-five")
+			same(t, "habits/root-creator")
+		})
+	}
 }
 
 func fivePhases(p *place) [][]string {
@@ -147,6 +155,41 @@ func pack(t *testing.T, w *world, app map[string]string) {
 		t.Errorf("it was created at %d", got)
 	}
 	has(t, cf.Config.Labels[spec.ProjectMetadataLabel], `"commit":"abc"`)
+}
+
+// asRoot are podman's arguments for a phase that starts as root and becomes the
+// build user, with no capability but those that it takes.
+func asRoot() []string {
+	return []string{"--user", "0:0", "--cap-add", "CHOWN", "--cap-add", "SETUID", "--cap-add", "SETGID", "--cap-add", "DAC_OVERRIDE"}
+}
+
+// startedByRoot: the phases that run no buildpack, and creator, start as root
+// on volumes of root's, and leave everything to the build user.
+func startedByRoot(t *testing.T, w *world, app map[string]string) {
+	conform.Covers(t, 11)
+	ids := []string{"-uid", "1000", "-gid", "1000"}
+	for name, phases := range map[string]func(*place) [][]string{
+		"five":    fivePhases,
+		"creator": func(p *place) [][]string { return [][]string{{"creator", "-cache-dir", "/cache", p.image}} },
+	} {
+		p := w.place(t, worldBuilder, "habits/root-"+name, app)
+		p.secrets = asRoot()
+		for _, dir := range []string{"layers", "cache"} {
+			if err := os.Chown(filepath.Join(p.dir, dir), 0, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		list := phases(p)
+		for i, phase := range list {
+			if phase[0] != "detector" && phase[0] != "builder" {
+				list[i] = slices.Insert(phase, 1, ids...)
+			}
+		}
+		w.phases(t, p, nil, list)
+		if out, err := exec.Command("find", p.dir+"/layers", p.dir+"/cache", "!", "-uid", "1000").CombinedOutput(); err != nil || len(out) > 0 {
+			t.Errorf("%s: not the build user's: %s (%v)", name, out, err)
+		}
+	}
 }
 
 // locked is the world's registry behind one that asks for a name and a

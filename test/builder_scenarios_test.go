@@ -3,6 +3,7 @@ package test
 import (
 	"archive/tar"
 	"encoding/json"
+	"io"
 	"path"
 	"slices"
 	"strings"
@@ -432,4 +433,18 @@ func buildMetadata(t *testing.T, img v1.Image) (md builtBy) {
 		t.Fatal(err)
 	}
 	return md
+}
+
+func uncompressed(t *testing.T, l v1.Layer) []byte {
+	t.Helper()
+	rc, err := l.Uncompressed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rc.Close()
+	b, err := io.ReadAll(rc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
