@@ -219,9 +219,7 @@ func dockerConfig(t *testing.T, host string) (dir string) {
 	t.Helper()
 	dir = canary(t, host)
 	if os.Getuid() == 0 {
-		if out, err := exec.Command("chown", "-R", "1000:1000", dir).CombinedOutput(); err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
+		give(t, dir)
 	}
 	return dir
 }

@@ -76,13 +76,17 @@ func (p *place) empty(t *testing.T, name string) {
 	writeFiles(t, dir, nil)
 }
 
-// give makes everything the build user's, where it is not already.
 func (p *place) give(t *testing.T) {
 	t.Helper()
-	if os.Getuid() != 0 {
-		return
+	if os.Getuid() == 0 {
+		give(t, p.dir)
 	}
-	if out, err := exec.Command("chown", "-hR", "1000:1000", p.dir).CombinedOutput(); err != nil {
+}
+
+// give makes everything in a folder the build user's.
+func give(t *testing.T, dir string) {
+	t.Helper()
+	if out, err := exec.Command("chown", "-hR", "1000:1000", dir).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 }
@@ -113,15 +117,15 @@ func (w *world) container(t *testing.T, p *place, more []string, phase ...string
 	if foreign := phase[0] == "/cnb/lifecycle/detector" || phase[0] == "/cnb/lifecycle/builder"; foreign && p.offline {
 		network = "none"
 	}
-	args := slices.Concat(w.containerArgs(p, network), asBuildUser(), more, []string{p.builder}, inside(phase))
+	args := slices.Concat(w.containerArgs(p, network), w.asBuildUser(), more, []string{p.builder}, w.inside(phase))
 	return runCommand(t, w.podman.command(args...))
 }
 
 func (w *world) containerArgs(p *place, network string) []string {
-	args := []string{"run", "--rm", "--runtime", "runc", "--network", network, "--log-driver", "none", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096",
+	args := slices.Concat([]string{"run", "--rm"}, w.runtime, []string{"--network", network, "--log-driver", "none", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096",
 		"--cap-drop", "ALL", "--security-opt", "no-new-privileges",
 		"--volume", p.dir + "/layers:/layers", "--volume", p.dir + "/app:/workspace", "--volume", p.dir + "/cache:/cache", "--volume", p.dir + "/platform:/platform:ro",
-		"--volume", w.cas + ":" + insideCAs + ":ro"}
+		"--volume", w.cas + ":" + insideCAs + ":ro"})
 	for _, e := range p.env {
 		args = append(args, "--env", e)
 	}
@@ -132,15 +136,15 @@ func (w *world) containerArgs(p *place, network string) []string {
 // sub-ids podman has one id, which runc wants to be the container's root: then
 // the container begins with a user namespace in which that id is 1000 again.
 // Linux asks for CAP_SETFCAP to make it; nothing of it is left inside.
-func asBuildUser() []string {
-	if os.Getuid() == 0 {
+func (w *world) asBuildUser() []string {
+	if !w.podman.rootless() {
 		return []string{"--user", "1000:1000"}
 	}
 	return []string{"--user", "0:0", "--cap-add", "SETFCAP"}
 }
 
-func inside(argv []string) []string {
-	if os.Getuid() == 0 {
+func (w *world) inside(argv []string) []string {
+	if !w.podman.rootless() {
 		return argv
 	}
 	return append([]string{"unshare", "--user", "--map-user=1000", "--map-group=1000", "--"}, argv...)
@@ -187,9 +191,9 @@ func (w *world) creator(t *testing.T, p *place) string {
 // flags of podman, what follows are the arguments of the container.
 func (w *world) launch(t *testing.T, repo string, args ...string) ran {
 	t.Helper()
-	flags := []string{"run", "--rm", "--runtime", "runc", "--pull", "newer", "--tls-verify=false", "--network", "host", "--log-driver", "none",
-		"--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "--cap-drop", "ALL"}
-	if os.Getuid() != 0 {
+	flags := slices.Concat([]string{"run", "--rm"}, w.runtime, []string{"--pull", "newer", "--tls-verify=false", "--network", "host", "--log-driver", "none",
+		"--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "--cap-drop", "ALL"})
+	if w.podman.rootless() {
 		flags = append(flags, "--user", "0:0")
 	}
 	var given []string

@@ -36,6 +36,7 @@ func TestBuilders(t *testing.T) {
 		t.Run(s.name, func(t *testing.T) { proofs[s.name](t, w.proof(t, s, w.builderOf(t, s))) })
 	}
 	t.Run("habits", func(t *testing.T) { habits(t, w) })
+	t.Run("elsewhere", func(t *testing.T) { elsewhere(t, w) })
 	t.Run("credentials", func(t *testing.T) { credentials(t, w) })
 }
 

@@ -1,6 +1,7 @@
 package test
 
 import (
+	"archive/tar"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -29,8 +30,11 @@ import (
 type world struct {
 	site
 	podman podmanHome
-	dir    string // places of builds lie below it
-	cas    string // the CA bundle of this host
+	// runtime are podman's arguments for the one that this host bears: crun
+	// refuses hosts with both kinds of cgroups, runc wants to make some.
+	runtime []string
+	dir     string // places of builds lie below it
+	cas     string // the CA bundle of this host
 	// user is what users of this host tell buildpacks: where packages come from.
 	user map[string]string
 }
@@ -99,8 +103,45 @@ func newWorld(t *testing.T, scenarios []scenario) *world {
 	run, build, small := stored(t, st, "world/run:1"), stored(t, st, "world/build:1"), stored(t, st, "kiln/run:bookworm")
 	w.push(t, worldRun, run)
 	w.push(t, worldBuilder, w.builder(t, st, build, scenarios))
-	w.push(t, smallBuilder, w.builder(t, st, small, scenarios))
+	w.push(t, smallBuilder, w.builder(t, st, withUnshare(t, st, small, build), scenarios))
+	w.findRuntime(t)
 	return w
+}
+
+func (w *world) findRuntime(t *testing.T) {
+	t.Helper()
+	image, errs := w.inPodman(t, worldBuilder), []error(nil)
+	for _, w.runtime = range [][]string{{"--runtime", "runc"}, {"--runtime", "crun", "--cgroups=disabled"}} {
+		args := slices.Concat([]string{"run", "--rm"}, w.runtime, []string{"--network", "host", "--log-driver", "none", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "--user", "0:0", image, "true"})
+		_, err := w.podman.run(args...)
+		if err == nil {
+			return
+		}
+		errs = append(errs, err)
+	}
+	t.Fatal(errors.Join(errs...))
+}
+
+// withUnshare is a small image with the one program of a large one that
+// containers of users without sub-ids begin with.
+func withUnshare(t *testing.T, st *storepkg.Store, small, large v1.Image) v1.Image {
+	t.Helper()
+	file := layer.File{Path: "/usr/bin/unshare", Mode: 0o755}
+	for _, l := range layersOf(t, large) {
+		walkLayer(t, l, func(h *tar.Header, body []byte) {
+			if h.Name == "usr/bin/unshare" || h.Name == file.Path {
+				file.Body = body
+			}
+		})
+	}
+	if len(file.Body) == 0 {
+		t.Fatal("the build image has no unshare")
+	}
+	img, err := image.Append(small, []image.Addition{addition(t, st, "unshare", []layer.File{file})}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
 }
 
 // makeBases makes the base images that the store does not have: it is the one

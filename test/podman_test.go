@@ -46,9 +46,13 @@ func podman(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 // podmanHome is podman with a storage of its own.
-type podmanHome struct{ dir string }
+type podmanHome struct {
+	dir string
+	as  []string // command that makes podman another user's
+}
 
-func newPodman() (podmanHome, error) {
+// newPodman makes the storage. The command, if there is one, becomes user 1000.
+func newPodman(as ...string) (podmanHome, error) {
 	if _, err := exec.LookPath("podman"); err != nil {
 		return podmanHome{}, errors.New("podman is missing: apt-get install podman runc")
 	}
@@ -56,8 +60,17 @@ func newPodman() (podmanHome, error) {
 	if err != nil {
 		return podmanHome{}, err
 	}
-	return podmanHome{dir}, os.Mkdir(filepath.Join(dir, "run"), 0o700)
+	if err := os.Mkdir(filepath.Join(dir, "run"), 0o700); err != nil {
+		return podmanHome{}, err
+	}
+	if len(as) > 0 {
+		err = exec.Command("chown", "-R", "1000:1000", dir).Run()
+	}
+	return podmanHome{dir, as}, err
 }
+
+// rootless says that podman is an ordinary user's.
+func (p podmanHome) rootless() bool { return os.Getuid() != 0 || len(p.as) > 0 }
 
 // run runs podman and returns its last line.
 func (p podmanHome) run(args ...string) (string, error) {
@@ -77,10 +90,12 @@ func (p podmanHome) run(args ...string) (string, error) {
 func (p podmanHome) command(args ...string) *exec.Cmd {
 	global := []string{"--root", p.dir + "/root", "--runroot", p.dir + "/runroot", "--tmpdir", p.dir + "/tmp",
 		"--storage-driver", "overlay", "--cgroup-manager", "cgroupfs", "--events-backend", "none"}
-	if os.Getuid() != 0 {
+	if p.rootless() {
 		global = append(global, "--storage-opt", "overlay.ignore_chown_errors=true")
 	}
-	cmd := exec.Command("podman", append(global, args...)...)
+	argv := slices.Concat(p.as, []string{"podman"}, global, args)
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Dir = p.dir
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH") + ":/usr/sbin:/sbin", "HOME=" + p.dir, "XDG_RUNTIME_DIR=" + p.dir + "/run"}
 	return cmd
 }
