@@ -134,6 +134,14 @@ func (k *kiln) doctorCommand() *cobra.Command {
 	return c
 }
 
+// diagnosis is what doctor finds out. Root is for steps that run as root, nil
+// where there is no way; InPlace is for kiln's lifecycle inside a container.
+type diagnosis struct {
+	sandbox.Report
+	Root    *sandbox.Report
+	InPlace sandbox.Report
+}
+
 // doctor tries where builds would have their directories: an overlay that works
 // in one place need not in another.
 func (k *kiln) doctor(c *cobra.Command, asJSON bool) error {
@@ -143,23 +151,48 @@ func (k *kiln) doctor(c *cobra.Command, asJSON bool) error {
 			scratch = tmp
 		}
 	}
-	report, err := sandbox.Probe(c.Context(), sandbox.Options{UID: 1000, GID: 1000, Executable: "/proc/self/exe", Scratch: []string{scratch},
-		Copy: func(context.Context, string, sandbox.Overlay) error { return nil }})
-	if err != nil {
+	options := sandbox.Options{UID: 1000, GID: 1000, Executable: "/proc/self/exe", Scratch: []string{scratch},
+		Copy: func(context.Context, string, sandbox.Overlay) error { return nil }}
+	var d diagnosis
+	var err error
+	if d.Report, err = sandbox.Probe(c.Context(), options); err != nil {
 		return err
 	}
-	if asJSON {
-		return k.printJSON(report)
+	if d.InPlace, err = (sandbox.InPlace{}).Probe(c.Context()); err != nil {
+		return err
 	}
-	k.printf("%s\n", report.Detail)
-	for _, f := range report.Findings {
-		k.printf("not tier %s: %s\n", f.Tier, event.Clean(f.String()))
+	options.Tier, options.UID, options.GID = sandbox.BestRoot, 0, 0
+	root, rootErr := sandbox.Probe(c.Context(), options)
+	if rootErr == nil {
+		d.Root = &root
+	}
+	if asJSON {
+		return k.printJSON(d)
+	}
+	k.printReport("", d.Report)
+	if rootErr != nil {
+		k.printf("steps that run as root: %s\n", event.Clean(rootErr.Error()))
+	} else {
+		root.Findings = slices.DeleteFunc(root.Findings, func(f sandbox.Finding) bool { return slices.Contains(d.Findings, f) }) // said already
+		k.printReport("steps that run as root: ", root)
+	}
+	k.printReport("without a sandbox, in a container: ", d.InPlace)
+	return nil
+}
+
+func (k *kiln) printReport(what string, r sandbox.Report) {
+	k.printf("%s%s\n", what, r.Detail)
+	for _, f := range r.Findings {
+		lacks := "not tier " + string(f.Tier)
+		if f.Tier == r.Tier {
+			lacks = "lacking"
+		}
+		k.printf("%s: %s\n", lacks, event.Clean(f.String()))
 		if f.Fix != "" {
 			k.printf("  fix: %s\n", event.Clean(f.Fix))
 		}
 	}
-	for _, w := range report.Warnings {
+	for _, w := range r.Warnings {
 		k.printf("warning: %s\n", event.Clean(w))
 	}
-	return nil
 }

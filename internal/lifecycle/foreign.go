@@ -21,7 +21,7 @@ const defaultLifecycle = "/cnb/lifecycle"
 
 // detect is the detector.
 func (h Host) detect(ctx context.Context, in inputs, environ []string) error {
-	runner, err := h.runner()
+	runner, err := h.runner(ctx, in, environ)
 	if err != nil {
 		return err
 	}
@@ -104,7 +104,7 @@ func (h Host) analyzed(in inputs) (spec.Analyzed, error) {
 
 // build is the builder.
 func (h Host) build(ctx context.Context, in inputs, environ []string) error {
-	runner, err := h.runner()
+	runner, err := h.runner(ctx, in, environ)
 	if err != nil {
 		return err
 	}

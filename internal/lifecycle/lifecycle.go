@@ -9,12 +9,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/event"
-	"github.com/kilnbuild/kiln/internal/sandbox"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
 
@@ -234,17 +232,4 @@ var levels = map[event.Level]int{event.Debug: 0, event.Info: 1, event.Warn: 2, e
 
 func (h Host) warn(format string, args ...any) {
 	h.Events.Emit(event.Message{Level: event.Warn, Text: fmt.Sprintf(format, args...)})
-}
-
-// runner is what runs buildpacks. In this process's own root they would have
-// all that it has, so it must not be root; the reference refuses too.
-func (h Host) runner() (sandbox.Runner, error) {
-	if h.Runner != nil {
-		return h.Runner, nil
-	}
-	if os.Geteuid() == 0 {
-		err := errors.New("refusing to run buildpacks as root")
-		return nil, spec.Exit(spec.ExitGeneric, spec.WithHint(err, "start this phase as the build image's user, CNB_USER_ID"))
-	}
-	return sandbox.InPlace{}, nil
 }

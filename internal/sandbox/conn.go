@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -171,14 +172,40 @@ type request struct {
 	Unlock bool // the id maps have been written
 }
 
-// runRequest comes with the step's files.
-type runRequest struct {
-	Spec  Spec
+// process is a Command on its way to whom starts it.
+type process struct {
 	Path  string
 	Args  []string
 	Env   []string
 	Dir   string
-	Files []int // for each descriptor of the step, which file that came along, or -1 for /dev/null
+	Files []int // for each descriptor, which file that came along, or -1 for /dev/null
+}
+
+// newProcess is c, with its descriptors as std has them, and the files that are to come along.
+func newProcess(c Command, std *stdio) (process, []*os.File) {
+	p := process{Path: c.Path, Args: c.Args, Env: c.Env, Dir: c.Dir}
+	if len(p.Args) == 0 {
+		p.Args = []string{c.Path}
+	}
+	if p.Dir == "" {
+		p.Dir = "/"
+	}
+	var files []*os.File
+	for _, f := range std.files {
+		at := -1
+		if f != nil {
+			at = len(files)
+			files = append(files, f)
+		}
+		p.Files = append(p.Files, at)
+	}
+	return p, files
+}
+
+// runRequest comes with the step's files.
+type runRequest struct {
+	Spec    Spec
+	Process process
 
 	BindProc  bool         // tier 3
 	SetGroups bool         // setgroups is allowed
@@ -186,6 +213,15 @@ type runRequest struct {
 	Pretend   bool         // tier 1f
 	Quirks    quirks       // test hooks and fall-backs
 	Probe     *probeParams // find out instead of run
+}
+
+// inPlaceRequest goes to a reaper, which was started with the command's files.
+type inPlaceRequest struct {
+	Process      process
+	As           *syscall.Credential
+	ReadOnly     []string
+	FixedEntries []string
+	Probe        bool // find out instead of run
 }
 
 // quirks forces the ways that a kernel other than this one would take.
@@ -205,6 +241,7 @@ type result struct {
 	Code     int
 	Signal   int
 	Probe    *probeResult
+	Guards   []guard // what protects from a command in place
 }
 
 // stepError is a set-up step that failed.

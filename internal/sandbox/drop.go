@@ -42,6 +42,9 @@ func dropPrivileges(r *runRequest) (listener int, err error) {
 	if r.RootCaps {
 		keep = rootCaps
 	}
+	if _, err := joinNewKeyring(); err != nil {
+		return -1, fmt.Errorf("join a new session keyring: %w", err)
+	}
 	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
 		return -1, fmt.Errorf("clear ambient capabilities: %w", err)
 	}
@@ -68,6 +71,20 @@ func dropPrivileges(r *runRequest) (listener int, err error) {
 		return -1, fmt.Errorf("seccomp: %w", err)
 	}
 	return listener, nil
+}
+
+// joinNewKeyring gives the calling thread a session keyring of its own, in place of the one that its
+// caller possesses. Where there are no keys, or a filter refuses all that is done with them, there is
+// nothing to hide.
+func joinNewKeyring() (what string, err error) {
+	_, _, errno := unix.RawSyscall(unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0)
+	switch errno {
+	case 0:
+		return "a session keyring of its own", nil
+	case unix.ENOSYS, unix.EPERM:
+		return "no keyrings", nil
+	}
+	return "", errno
 }
 
 func dropBounding(keep []uintptr) error {
@@ -129,34 +146,4 @@ func setCaps(keep []uintptr) error {
 	}
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	return unix.Capset(&head, &data[0])
-}
-
-// landlockScopeABI is the first version that confines abstract sockets and signals.
-const landlockScopeABI = 6
-
-// landlockABI is 0 where there is no Landlock.
-func landlockABI() int {
-	v, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
-	if errno != 0 {
-		return 0
-	}
-	return int(v)
-}
-
-// restrictScope keeps the step from abstract unix sockets of the host, which a shared network lets
-// it see, and from signalling processes outside. It handles no file access: the mounts do that.
-func restrictScope() error {
-	if landlockABI() < landlockScopeABI {
-		return nil // reported by Start
-	}
-	attr := struct{ fs, net, scoped uint64 }{scoped: unix.LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | unix.LANDLOCK_SCOPE_SIGNAL}
-	fd, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr), 0)
-	if errno != 0 {
-		return errno
-	}
-	defer unix.Close(int(fd))
-	if _, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_RESTRICT_SELF, fd, 0, 0); errno != 0 {
-		return errno
-	}
-	return nil
 }

@@ -72,6 +72,23 @@ func explainNamespace(step string, errno unix.Errno, host hostFacts) (cause, fix
 	return "a security policy refuses it", fixAppArmor()
 }
 
+// explainGuard makes a finding of what protects no command in place.
+func explainGuard(s probeStep) Finding {
+	f := Finding{Tier: Tier4, Step: s.Step, Errno: unix.Errno(s.Errno)}
+	switch s.Step {
+	case "landlock":
+		f.Cause = "Landlock is not to be had"
+		f.Fix = "use Linux 5.19 or newer (6.12 for all of it) with landlock in its lsm= list, and a container runtime whose seccomp profile knows it"
+	case "files":
+		f.Cause = "these can be changed: " + s.Err
+	case "keyring":
+		f.Cause = "the session keyring is shared"
+	default:
+		f.Cause = "the host refuses " + s.Step
+	}
+	return f
+}
+
 // tryClone makes a user namespace and nothing else, to tell a refused namespace from refused maps.
 func tryClone() error {
 	// As a worker without a socket it ends at once.

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime"
 	"strconv"
 	"syscall"
 
@@ -15,6 +14,7 @@ import (
 const (
 	workerName = "kiln-sandbox-worker"
 	initName   = "kiln-sandbox-init"
+	reaperName = "kiln-sandbox-reaper"
 )
 
 // selfExe is this very program, even if its file has been replaced or deleted meanwhile.
@@ -24,9 +24,13 @@ const selfExe = "/proc/self/exe"
 // size itself by cgroup, which costs time, and files that it keeps open.
 var selfEnv = []string{"GODEBUG=containermaxprocs=0,updatemaxprocs=0"}
 
-// Init must be the first call of main, and of TestMain: where this process is a re-executed worker
-// or PID 1 of a step it never returns. Elsewhere it costs nothing.
+// initialised says that this program knows what to do when it is re-executed.
+var initialised bool
+
+// Init must be the first call of main, and of TestMain: where this process is a re-executed worker,
+// PID 1 of a step or the reaper of a command in place it never returns. Elsewhere it costs nothing.
 func Init() {
+	initialised = true
 	if len(os.Args) != 1 {
 		return
 	}
@@ -35,6 +39,8 @@ func Init() {
 		os.Exit(workerMain())
 	case initName:
 		os.Exit(initMain())
+	case reaperName:
+		os.Exit(reaperMain())
 	}
 }
 
@@ -83,10 +89,7 @@ func initMain() int {
 }
 
 func runStep(c *conn, r *runRequest) result {
-	files := 0
-	for _, i := range r.Files {
-		files = max(files, i+1)
-	}
+	files := r.Process.files()
 	err := closeInherited(func(fd int) bool { return fd <= connFD+files })
 	if err != nil {
 		return failure(at("close files", err))
@@ -101,7 +104,13 @@ func runStep(c *conn, r *runRequest) result {
 	if err := prepare(r); err != nil {
 		return failure(err)
 	}
-	pid, err := startStep(c, r, files)
+	pid, err := r.Process.start(func() error {
+		listener, err := dropPrivileges(r)
+		if err != nil {
+			return err
+		}
+		return handOver(c, listener)
+	}, &syscall.SysProcAttr{})
 	if err != nil {
 		return failure(err)
 	}
@@ -138,7 +147,6 @@ func prepare(r *runRequest) error {
 	if err := limits(); err != nil {
 		return at("limits", err)
 	}
-	unix.KeyctlJoinSessionKeyring("") // a fresh one; where keys are not compiled in there is nothing to hide
 	// Same uid outside as the step: without this the step could look into us, and write to our file.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return at("dumpable", err)
@@ -176,54 +184,6 @@ func limits() error {
 	return unix.Setrlimit(unix.RLIMIT_NOFILE, &files)
 }
 
-// startStep forks the step from a thread that has given up everything. The thread is never used for
-// anything else: the runtime makes new threads from an untouched one while any is locked.
-func startStep(c *conn, r *runRequest, files int) (int, error) {
-	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return 0, at("/dev/null", err)
-	}
-	attr := &syscall.ProcAttr{Dir: r.Dir, Env: r.Env, Sys: &syscall.SysProcAttr{Setsid: true}}
-	if attr.Dir == "" {
-		attr.Dir = "/"
-	}
-	for _, i := range r.Files {
-		fd := null
-		if i >= 0 {
-			fd = connFD + 1 + i
-		}
-		attr.Files = append(attr.Files, uintptr(fd))
-	}
-	type forked struct {
-		pid int
-		err error
-	}
-	done := make(chan forked)
-	go func() {
-		runtime.LockOSThread()
-		pid, err := dropAndExec(c, r, attr)
-		done <- forked{pid, err}
-		select {}
-	}()
-	f := <-done
-	unix.Close(null)
-	for i := range files {
-		unix.Close(connFD + 1 + i)
-	}
-	return f.pid, f.err
-}
-
-func dropAndExec(c *conn, r *runRequest, attr *syscall.ProcAttr) (int, error) {
-	listener, err := dropPrivileges(r)
-	if err == nil {
-		err = handOver(c, listener)
-	}
-	if err != nil {
-		return 0, at("privileges", err)
-	}
-	return execStep(r, attr)
-}
-
 // handOver gives the filter's listener, where there is one, to the worker.
 func handOver(c *conn, listener int) error {
 	if listener < 0 {
@@ -231,26 +191,6 @@ func handOver(c *conn, listener int) error {
 	}
 	defer unix.Close(listener)
 	return c.send(result{Listener: true}, listener)
-}
-
-// execStep finds the program with the step's own rights, and starts it.
-func execStep(r *runRequest, attr *syscall.ProcAttr) (int, error) {
-	path, err := lookPath(r.Path, r.Env)
-	if err != nil {
-		return 0, &stepError{"exec", fmt.Errorf("run %s: %w", r.Path, err)}
-	}
-	pid, err := syscall.ForkExec(path, r.Args, attr)
-	if err == nil {
-		return pid, nil
-	}
-	var st unix.Stat_t
-	if serr := unix.Stat(attr.Dir, &st); serr != nil {
-		return 0, &stepError{"exec", fmt.Errorf("run %s: working directory %s: %w", r.Path, attr.Dir, serr)}
-	}
-	if err == syscall.ENOENT && unix.Stat(path, &st) == nil {
-		return 0, &stepError{"exec", fmt.Errorf("run %s: its interpreter or loader is missing: %w", r.Path, err)}
-	}
-	return 0, &stepError{"exec", fmt.Errorf("run %s: %w", r.Path, err)}
 }
 
 // reap waits for the step, and for what it left to PID 1 meanwhile.

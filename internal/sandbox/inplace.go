@@ -8,16 +8,38 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// InPlace is a Runner in this process's own root: for code that already is inside a container or a
-// sandbox. It isolates nothing. It does keep the other promises: the environment is the Command's
-// alone, and the command's process group ends with the command.
+// InPlace is a Runner in this process's own root, tier 4: for code that already is inside a container
+// or a sandbox. It needs no privilege and no user namespace.
+//
+// The environment is the Command's alone, and no descriptor is inherited. The command is in a session
+// of its own under a reaper, a re-executed child of ours: when the command ends, whatever it left
+// running is ended, daemons too, and when we are killed all of it is; nothing else is. Run ends
+// what it can for ten seconds before it gives up.
+//
+// What the kernel and the container allow of the following is done, and Probe says what that is:
+// no_new_privs, the system call filter of the other tiers, a session keyring of its own, Landlock (no
+// abstract socket, signal or look into a process that is not its own; no change to ReadOnly and
+// FixedEntries), no core dumps. While a command runs this process is undumpable: its memory,
+// environment, descriptors and maps are closed to code of the same user.
+//
+// What stays open is this process's command line, which holds no secret, the network, and all files
+// that its user may read.
 type InPlace struct {
 	Grace time.Duration       // between SIGTERM and SIGKILL when ctx ends; 0 means 5 s
 	As    *syscall.Credential // who the command runs as, for root to say; nil: as this process
+
+	// ReadOnly are directories below which commands change nothing. FixedEntries are directories of
+	// whose entries they neither change the files nor make new ones; the subdirectories are theirs.
+	// Links are followed, missing ones are no error. Landlock cannot keep a directory that lies in one
+	// where this user may make files.
+	ReadOnly, FixedEntries []string
 }
 
 var _ Runner = InPlace{}
@@ -27,94 +49,110 @@ func (p InPlace) Run(ctx context.Context, c Command) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("run %s: %w", c.Path, err)
 	}
-	path, err := lookPath(c.Path, c.Env)
-	if err != nil {
-		return fmt.Errorf("run %s: %w", c.Path, err)
-	}
 	std, err := openStdio(c)
 	if err != nil {
 		return fmt.Errorf("run %s: %w", c.Path, err)
 	}
-	child, err := p.start(path, c, std)
-	std.closeChild()
+	proc, files := newProcess(c, std)
+	res, err := p.reaped(ctx, inPlaceRequest{Process: proc, As: p.As}, files, std.closeChild)
 	if err != nil {
-		std.closeParent()
-		return fmt.Errorf("run %s: %w", c.Path, err)
+		err = fmt.Errorf("run %s: %w", c.Path, err)
 	}
-	err = p.await(ctx, child)
-	return errors.Join(err, std.wait())
+	return errors.Join(err, endOfStep(ctx, res, err), std.wait())
 }
 
-// await waits for the command, ends it when ctx does, and kills what it left in its group.
-func (p InPlace) await(ctx context.Context, child *child) error {
-	grace := p.Grace
-	if grace == 0 {
-		grace = defaultGrace
+// Probe says what protects from a command in place here. Findings are what is missing.
+func (p InPlace) Probe(ctx context.Context) (Report, error) {
+	res, err := p.reaped(ctx, inPlaceRequest{Probe: true}, nil, func() {})
+	if err == nil {
+		err = res.err()
 	}
-	var kill <-chan time.Time
-	done := ctx.Done()
-	for {
-		select {
-		case status := <-child.done:
-			syscall.Kill(-child.pid, syscall.SIGKILL)
-			return endOf(ctx, status)
-		case <-done:
-			done = nil
-			syscall.Kill(-child.pid, syscall.SIGTERM)
-			t := time.NewTimer(grace)
-			defer t.Stop()
-			kill = t.C
-		case <-kill:
-			syscall.Kill(-child.pid, syscall.SIGKILL)
+	if err != nil {
+		return Report{}, fmt.Errorf("probe what protects in place: %w", err)
+	}
+	return reportInPlace(res.Guards), nil
+}
+
+// reaped has a reaper do what r says, with files, and waits until it is gone.
+func (p InPlace) reaped(ctx context.Context, r inPlaceRequest, files []*os.File, started func()) (result, error) {
+	defer started()
+	if !initialised {
+		return result{}, errors.New("this program cannot start commands: its main does not call sandbox.Init first")
+	}
+	r.ReadOnly, r.FixedEntries = p.ReadOnly, p.FixedEntries
+	ours, theirs, err := socketpair()
+	if err != nil {
+		return result{}, err
+	}
+	c := &conn{f: ours}
+	defer c.Close()
+	defer shut()()
+	child, err := startReaper(theirs, files)
+	theirs.Close()
+	if err != nil {
+		return result{}, fmt.Errorf("start its reaper: %w", err)
+	}
+	started()
+	var res result
+	if err = c.send(r); err == nil {
+		res, err = await(ctx, c, p.Grace)
+	}
+	c.Close() // in whatever state it is, it ends now
+	select {
+	case <-child.done:
+	case <-time.After(2 * endTimeout):
+		syscall.Kill(child.pid, syscall.SIGKILL)
+		<-child.done
+	}
+	if err != nil {
+		err = fmt.Errorf("its reaper has ended: %w", err)
+	}
+	return res, err
+}
+
+func startReaper(socket *os.File, files []*os.File) (*child, error) {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer null.Close()
+	attr := &syscall.ProcAttr{Dir: "/", Env: selfEnv, Files: []uintptr{null.Fd(), null.Fd(), uintptr(syscall.Stderr), socket.Fd()},
+		Sys: &syscall.SysProcAttr{Setsid: true}} // a terminal's signals must not reach it
+	for _, f := range files {
+		attr.Files = append(attr.Files, f.Fd())
+	}
+	ch, err := start(selfExe, []string{reaperName}, attr)
+	runtime.KeepAlive(files)
+	return ch, err
+}
+
+// dumpable is how many commands run in place, and what this process was before the first.
+var dumpable struct {
+	sync.Mutex
+	running, before int
+}
+
+// shut makes this process undumpable until open is called.
+func shut() (open func()) {
+	dumpable.Lock()
+	defer dumpable.Unlock()
+	if dumpable.running++; dumpable.running == 1 {
+		dumpable.before, _ = unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+		unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	}
+	return func() {
+		dumpable.Lock()
+		defer dumpable.Unlock()
+		if dumpable.running--; dumpable.running == 0 {
+			unix.Prctl(unix.PR_SET_DUMPABLE, uintptr(dumpable.before), 0, 0, 0)
 		}
 	}
-}
-
-// endOf makes an error of a wait status. A process that ended well did so even if ctx is over.
-func endOf(ctx context.Context, status syscall.WaitStatus) error {
-	if status.Exited() && status.ExitStatus() == 0 {
-		return nil
-	}
-	e := &ExitError{Code: status.ExitStatus()}
-	if status.Signaled() {
-		e.Code, e.Signal = -1, status.Signal()
-	}
-	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("%w (%w)", err, e)
-	}
-	return e
 }
 
 // child is a process that was started by its own locked thread.
 type child struct {
 	pid  int
 	done <-chan syscall.WaitStatus
-}
-
-func (p InPlace) start(path string, c Command, std *stdio) (*child, error) {
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer null.Close()
-	argv := c.Args
-	if len(argv) == 0 {
-		argv = []string{c.Path}
-	}
-	dir := c.Dir
-	if dir == "" {
-		dir = "/"
-	}
-	attr := &syscall.ProcAttr{Dir: dir, Env: c.Env, Sys: &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL, Credential: p.As}}
-	for _, f := range std.files {
-		if f == nil {
-			f = null
-		}
-		attr.Files = append(attr.Files, f.Fd())
-	}
-	ch, err := start(path, argv, attr)
-	runtime.KeepAlive(std)
-	return ch, err
 }
 
 // start forks from a thread that stays until the child has been waited for: Pdeathsig is sent when

@@ -415,3 +415,13 @@ func BenchmarkRun(b *testing.B) {
 	}
 	w.Remove(context.Background(), dir+"/work")
 }
+
+func BenchmarkInPlace(b *testing.B) {
+	c := command("exit", "0")
+	c.Path = selfExe
+	for b.Loop() {
+		if err := (InPlace{ReadOnly: []string{"/usr"}}).Run(b.Context(), c); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

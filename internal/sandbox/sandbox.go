@@ -121,6 +121,7 @@ const (
 	Tier1F   Tier = "1f"   // as 1, for uid 0: owners are recorded, other changes of id pretended; see OwnerXattr
 	Tier2    Tier = "2"    // no overlay: merged directories are copied
 	Tier3    Tier = "3"    // a fresh /proc is refused: the existing one is shown
+	Tier4    Tier = "4"    // no sandbox of ours: see InPlace; Start does not know it
 )
 
 // check finds out whether Start knows the tier, and whether it is for these ids.

@@ -53,17 +53,18 @@ func with(path string, flags int, do func(fd int) error) error {
 }
 
 var scriptOps = map[string]func(a []string) error{
-	"nothing": func([]string) error { return nil },
-	"write":   func(a []string) error { return os.WriteFile(a[0], []byte(a[1]), 0o644) },
-	"mkdir":   func(a []string) error { return os.MkdirAll(a[0], 0o755) },
-	"symlink": func(a []string) error { return os.Symlink(a[0], a[1]) },
-	"link":    func(a []string) error { return os.Link(a[0], a[1]) },
-	"rename":  func(a []string) error { return unix.Rename(a[0], a[1]) },
-	"rm":      func(a []string) error { return os.RemoveAll(a[0]) },
-	"fifo":    func(a []string) error { return unix.Mkfifo(a[0], 0o644) },
-	"chmod":   func(a []string) error { return unix.Chmod(a[0], uint32(number(a[1]))) },
-	"chdir":   func(a []string) error { return unix.Chdir(a[0]) },
-	"chroot":  func(a []string) error { return unix.Chroot(a[0]) },
+	"nothing":  func([]string) error { return nil },
+	"write":    func(a []string) error { return os.WriteFile(a[0], []byte(a[1]), 0o644) },
+	"mkdir":    func(a []string) error { return os.MkdirAll(a[0], 0o755) },
+	"symlink":  func(a []string) error { return os.Symlink(a[0], a[1]) },
+	"link":     func(a []string) error { return os.Link(a[0], a[1]) },
+	"rename":   func(a []string) error { return unix.Rename(a[0], a[1]) },
+	"rm":       func(a []string) error { return os.RemoveAll(a[0]) },
+	"truncate": func(a []string) error { return unix.Truncate(a[0], 0) },
+	"fifo":     func(a []string) error { return unix.Mkfifo(a[0], 0o644) },
+	"chmod":    func(a []string) error { return unix.Chmod(a[0], uint32(number(a[1]))) },
+	"chdir":    func(a []string) error { return unix.Chdir(a[0]) },
+	"chroot":   func(a []string) error { return unix.Chroot(a[0]) },
 	"mknod": func(a []string) error {
 		return unix.Mknod(a[0], uint32(number(a[1])), int(unix.Mkdev(uint32(number(a[2])), uint32(number(a[3])))))
 	},

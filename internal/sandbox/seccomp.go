@@ -165,7 +165,11 @@ func onArg(nr, off uint32, cond bpf.JumpIf) []bpf.Instruction {
 // filterSyscalls puts the filter on the calling thread, which must have no_new_privs. With pretend it
 // returns the descriptor on which the filter asks.
 func filterSyscalls(pretend bool) (listener int, err error) {
-	raw, err := bpf.Assemble(program(pretend))
+	return installFilter(program(pretend), pretend)
+}
+
+func installFilter(program []bpf.Instruction, listen bool) (listener int, err error) {
+	raw, err := bpf.Assemble(program)
 	if err != nil {
 		return -1, fmt.Errorf("assemble filter: %w", err)
 	}
@@ -179,7 +183,7 @@ func filterSyscalls(pretend bool) (listener int, err error) {
 		return int(fd), errno
 	}
 	var errno unix.Errno
-	if !pretend {
+	if !listen {
 		_, errno = install(0)
 		listener = -1
 	} else if listener, errno = install(unix.SECCOMP_FILTER_FLAG_NEW_LISTENER | unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV); errno == unix.EINVAL {

@@ -35,7 +35,7 @@ func (s *step) Run(ctx context.Context, c Command) error {
 	if err != nil {
 		return fmt.Errorf("run %s: %w", c.Path, err)
 	}
-	res, err := s.run(ctx, s.w.runRequest(spec, c), std)
+	res, err := s.run(ctx, spec, c, std)
 	return errors.Join(err, endOfStep(ctx, res, err), std.wait())
 }
 
@@ -50,13 +50,9 @@ func (s *step) check() error {
 	return s.spec.check()
 }
 
-func (w *Worker) runRequest(spec Spec, c Command) *runRequest {
-	args := c.Args
-	if len(args) == 0 {
-		args = []string{c.Path}
-	}
+func (w *Worker) runRequest(spec Spec, p process) *runRequest {
 	return &runRequest{
-		Spec: spec, Path: c.Path, Args: args, Env: c.Env, Dir: c.Dir,
+		Spec: spec, Process: p,
 		BindProc:  w.report.HostProc,
 		SetGroups: w.setGroups,
 		RootCaps:  w.ids.ids != SingleID && spec.UID == 0,
@@ -66,33 +62,33 @@ func (w *Worker) runRequest(spec Spec, c Command) *runRequest {
 }
 
 // run sends the step with its files and waits for its end.
-func (s *step) run(ctx context.Context, r *runRequest, std *stdio) (result, error) {
+func (s *step) run(ctx context.Context, spec Spec, command Command, std *stdio) (result, error) {
 	defer std.closeChild()
 	c, err := s.w.dial()
 	if err != nil {
 		return result{}, err
 	}
 	defer c.Close()
+	p, files := newProcess(command, std)
 	var fds []int
-	for _, f := range std.files {
-		at := -1
-		if f != nil {
-			at = len(fds)
-			fds = append(fds, int(f.Fd()))
-		}
-		r.Files = append(r.Files, at)
+	for _, f := range files {
+		fds = append(fds, int(f.Fd()))
 	}
-	err = c.send(request{Run: r}, fds...)
+	err = c.send(request{Run: s.w.runRequest(spec, p)}, fds...)
 	runtime.KeepAlive(std)
 	if err != nil {
-		return result{}, fmt.Errorf("run %s: %w", r.Path, err)
+		return result{}, fmt.Errorf("run %s: %w", command.Path, err)
 	}
 	std.closeChild()
-	return s.await(ctx, c)
+	res, err := await(ctx, c, s.spec.Grace)
+	if err != nil {
+		return res, fmt.Errorf("the sandbox's worker has ended: %w", err)
+	}
+	return res, nil
 }
 
 // await waits for the result; when ctx ends it asks the step to end, and after the grace makes it.
-func (s *step) await(ctx context.Context, c *conn) (result, error) {
+func await(ctx context.Context, c *conn, grace time.Duration) (result, error) {
 	type reply struct {
 		res result
 		err error
@@ -103,7 +99,6 @@ func (s *step) await(ctx context.Context, c *conn) (result, error) {
 		_, r.err = c.recv(&r.res)
 		done <- r
 	}()
-	grace := s.spec.Grace
 	if grace == 0 {
 		grace = defaultGrace
 	}
@@ -112,10 +107,7 @@ func (s *step) await(ctx context.Context, c *conn) (result, error) {
 	for {
 		select {
 		case r := <-done:
-			if r.err != nil {
-				return r.res, fmt.Errorf("the sandbox's worker has ended: %w", r.err)
-			}
-			return r.res, nil
+			return r.res, r.err
 		case <-over:
 			over = nil
 			c.send(control{Signal: int(syscall.SIGTERM)})
