@@ -381,7 +381,7 @@ func TestTrustedFailures(t *testing.T) {
 	check(spec.ExitAnalyze, "run image "+host+"/gone", analyzer, "-run-image", host+"/gone", host+"/app")
 	check(spec.ExitRestore, "group.toml", restorer)
 	check(spec.ExitExport, "group.toml", exporter, host+"/app")
-	check(spec.ExitExtend, "kiln has no extender yet", extender)
+	check(spec.ExitExtend, "analyzed.toml has no reference of the build image", extender)
 	if _, err := os.Stat(w.path("layers/analyzed.toml")); err == nil {
 		t.Error("analyzed.toml was written by a failed analyzer")
 	}
