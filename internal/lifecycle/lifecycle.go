@@ -72,11 +72,12 @@ func Run(ctx context.Context, phase string, args, environ []string, host Host) i
 		return spec.ExitCode(err, spec.ExitGeneric)
 	}
 	host.Events = host.sink(in)
+	if host.Places == nil {
+		host.Places = &Places{}
+		defer host.Places.close()
+	}
 	err = host.deprecatedInputs(in)
 	if err == nil && host.Own {
-		if host.Places == nil {
-			host.Places = &Places{}
-		}
 		environ, err = host.settle(ctx, in, environ)
 	}
 	if err == nil {
