@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/kilnbuild/kiln/internal/daemon/daemontest"
 )
 
 // bin is the directory of the real kiln, built by make from this tree.
@@ -42,7 +44,7 @@ func run(m *testing.M) int {
 	// While working on a test, a store that stays saves making the base images.
 	store = os.Getenv("KILN_TEST_STORE")
 	keep := store != ""
-	code := m.Run()
+	code := daemontest.Main(m)
 	if store != "" && !keep {
 		removeAll(store)
 	}

@@ -22,6 +22,7 @@ func TestRegistry(t *testing.T) {
 	t.Run("plain HTTP", func(t *testing.T) { plainHTTP(t, s) })
 	t.Run("names of inputs", func(t *testing.T) { namesOfInputs(t, s) })
 	t.Run("rebase", func(t *testing.T) { rebases(t, s) })
+	t.Run("daemon", func(t *testing.T) { daemons(t, s) })
 	t.Run("faults", func(t *testing.T) { faults(t, s) })
 }
 

@@ -25,7 +25,7 @@ func (k *kiln) buildCommand() *cobra.Command {
 		Long: `Build an image from the source code in a folder.
 
 The image goes to kiln's store; with --publish to its registry, with --output
-to a file or folder. Buildpacks run in a sandbox, without credentials and
+to a file, a folder, or a Docker or podman daemon. Buildpacks run in a sandbox, without credentials and
 without privileges. Exit codes: kiln help exit-codes.
 
 With --json, standard output has one JSON object a line and nothing else; the
@@ -33,7 +33,8 @@ last one is of kind "built", or "error" when the build failed.`,
 		Example: `  kiln build my-app --path ./src
   kiln build my-app --path ./src --builder registry.example.com/team/builder
   kiln build registry.example.com/team/my-app --path ./src --publish
-  kiln build my-app --env BP_CPYTHON_VERSION=3.11 --output oci:./out`,
+  kiln build my-app --env BP_CPYTHON_VERSION=3.11 --output oci:./out
+  kiln build my-app --output docker-daemon`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			req, err := o.request(k, args[0])
@@ -56,12 +57,12 @@ last one is of kind "built", or "error" when the build failed.`,
 func (o *buildOptions) flags(c *cobra.Command) {
 	f, req := c.Flags(), &o.req
 	f.StringVarP(&req.Path, "path", "p", ".", "`folder` of the app's source")
-	f.StringVarP(&req.Builder, "builder", "B", "", "builder `image`: registry, oci:DIR or the store (default: the built-in one)")
+	f.StringVarP(&req.Builder, "builder", "B", "", "builder `image`: registry, oci:DIR, docker-daemon:NAME or the store (default: the built-in one)")
 	f.StringArrayVarP(&o.env, "env", "e", nil, "build-time variable, `NAME=VALUE`, or NAME to take it from here")
 	f.StringArrayVar(&o.envFiles, "env-file", nil, "`file` of build-time variables, one NAME=VALUE a line")
 	f.StringArrayVarP(&req.Tags, "tag", "t", nil, "one more `name` for the image")
 	f.BoolVar(&o.publish, "publish", false, "send the image to the registry of its name")
-	f.StringArrayVarP(&o.outputs, "output", "o", nil, "write the image to a `place`: oci:DIR, oci-archive:FILE or docker-archive:FILE")
+	f.StringArrayVarP(&o.outputs, "output", "o", nil, "write the image to a `place`: oci:DIR, oci-archive:FILE, docker-archive:FILE, or docker-daemon")
 	f.StringVar(&req.RunImage, "run-image", "", "`image` to put the app on (default: the builder's)")
 	f.StringArrayVarP(&req.Buildpacks, "buildpack", "b", nil, "`buildpack` to use instead of the builder's order: folder, id[@version] or image")
 	f.StringVar(&req.ExecEnv, "exec-env", "", "execution `environment` to build for, such as test (default: production)")

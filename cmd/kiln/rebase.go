@@ -32,9 +32,10 @@ func (k *kiln) rebaseCommand() *cobra.Command {
 		Long: `Put app images on a new run image, without building them again.
 
 Layers of the run image are replaced, all else stays. An image is in the store,
-or in a file (oci:DIR:NAME, oci-archive:FILE, docker-archive:FILE); with
---publish it is in its registry and stays there: only its manifest and config
-travel, and layers of a run image in the same registry are linked.
+in a file (oci:DIR:NAME, oci-archive:FILE, docker-archive:FILE) or in a daemon
+(docker-daemon:NAME); with --publish it is in its registry and stays there: only
+its manifest and config travel, and layers of a run image in the same registry
+are linked.
 
 Each image goes onto the run image that it names, as it is now, or onto
 --run-image. A run image whose name has a registry is looked up there, whatever

@@ -78,6 +78,7 @@ func (k *kiln) command() *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return spec.WithHint(err, "%s --help lists the flags", c.CommandPath())
 	})
+	root.PersistentFlags().String("docker-host", "", "`address` of the Docker or podman daemon (default: $DOCKER_HOST, else a socket that is there)")
 	root.PersistentFlags().String("store", "", "`directory` of the image store (default: $KILN_STORE, else kiln in $XDG_DATA_HOME)")
 	root.AddCommand(k.buildCommand(), k.runCommand(), k.rebaseCommand(), k.sbomCommand(), k.imagesCommand(), k.inspectCommand(), k.rmCommand(),
 		k.baseCommand(), k.storeCommand(), k.doctorCommand(), k.versionCommand(), exitCodesHelp())
@@ -141,12 +142,14 @@ func (k *kiln) platform(ctx context.Context, c *cobra.Command, sink event.Sink) 
 		return nil, err
 	}
 	auth, _ := k.lookup("CNB_REGISTRY_AUTH")
+	host, _ := c.Flags().GetString("docker-host")
 	return &platform.Platform{
 		Store: st, Payload: carried, Host: platform.FactsOf(k.environ), Arch: runtime.GOARCH,
 		Executable: "/proc/self/exe", Events: sink,
 		Registry: func(insecure []string) (*registry.Registry, error) {
 			return registry.New(registry.Options{Auth: auth, Insecure: insecure, Events: sink})
 		},
+		Daemon: k.daemon(host),
 	}, nil
 }
 

@@ -77,6 +77,23 @@ func TestUnchangedLayersStay(t *testing.T) {
 				t.Errorf("%s: %d bytes were sent", name, n)
 			}
 		}
+		// On another base, a layer is another one to Docker, and the same to podman.
+		d := open(t, Options{Host: tp.Host})
+		top2, err := Described{d}.Image(t.Context(), "stay/app")
+		if err != nil {
+			t.Fatal(err)
+		}
+		layers, err := top2.Layers()
+		if err != nil {
+			t.Fatal(err)
+		}
+		tp.Reset()
+		if err := d.Write(t.Context(), "stay/moved", imagetest.With(t, imagetest.Random(t, 1), layers[1])); err != nil {
+			t.Fatal(err)
+		}
+		if s := tp.Reset(); (len(s) < 64<<10) != (d.libpod != "") {
+			t.Errorf("onto another base: %d bytes were sent", len(s))
+		}
 		got, err := open(t, Options{Host: host}).Image(t.Context(), "stay/other")
 		if err != nil {
 			t.Fatal(err)

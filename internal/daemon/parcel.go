@@ -31,6 +31,7 @@ type part struct {
 	diffID v1.Hash
 	digest v1.Hash // of the form that is sent
 	size   int64
+	out    bool                          // it is left out: the daemon has it
 	open   func() (io.ReadCloser, error) // nil until it is prepared
 	file   *os.File                      // that it was put into, if it was
 }
@@ -69,6 +70,23 @@ func (p *parcel) size() int64 {
 	return sum
 }
 
+// left counts the layers that are left out.
+func (p *parcel) left() int {
+	n := 0
+	for _, part := range p.parts {
+		if part.out {
+			n++
+		}
+	}
+	return n
+}
+
+func (p *parcel) takeAll() {
+	for _, part := range p.parts {
+		part.out = false
+	}
+}
+
 func (p *parcel) close() {
 	for _, part := range p.parts {
 		if part.file != nil {
@@ -79,9 +97,9 @@ func (p *parcel) close() {
 
 // prepare makes everything that is to be sent readable, before the daemon is
 // made to wait: one connection cannot bring a layer and take one.
-func (p *parcel) prepare(ctx context.Context, without int) error {
-	for _, part := range p.parts[without:] {
-		if part.open != nil {
+func (p *parcel) prepare(ctx context.Context) error {
+	for _, part := range p.parts {
+		if part.out || part.open != nil {
 			continue
 		}
 		if err := part.prepare(ctx); err != nil {
@@ -155,7 +173,7 @@ func (p *part) unpack(ctx context.Context, l v1.Layer) error {
 
 // writeTo writes the tar that `docker load` reads. Layers that are left out are
 // empty files: podman wants one for each, Docker does not look at them.
-func (p *parcel) writeTo(ctx context.Context, w io.Writer, without int) error {
+func (p *parcel) writeTo(ctx context.Context, w io.Writer) error {
 	t := tar.NewWriter(w)
 	entry := struct {
 		Config           string
@@ -167,7 +185,7 @@ func (p *parcel) writeTo(ctx context.Context, w io.Writer, without int) error {
 	sent := map[string]bool{}
 	for i, part := range p.parts {
 		name := part.diffID.Hex + ".tar"
-		if i < without {
+		if part.out {
 			name = fmt.Sprintf("blank_%d", i)
 		}
 		entry.Layers = append(entry.Layers, name)
@@ -175,7 +193,7 @@ func (p *parcel) writeTo(ctx context.Context, w io.Writer, without int) error {
 			continue
 		}
 		sent[name] = true
-		if i < without {
+		if part.out {
 			if err := writeFile(t, name, nil); err != nil {
 				return err
 			}

@@ -43,28 +43,28 @@ func (d *Daemon) write(ctx context.Context, ref string, img v1.Image) error {
 		if err := d.tag(ctx, in.ID, tag); err != nil {
 			return err
 		}
-		return d.arrived(ctx, p, 0)
+		return d.arrived(ctx, p, true)
 	}
 	if !errors.Is(err, image.ErrNotFound) {
 		return err
 	}
 	defer p.close()
-	known, err := d.known(ctx, p)
-	if err != nil {
+	if err := d.leaveOut(ctx, p); err != nil {
 		return err
 	}
-	if known > 0 {
-		if err = d.send(ctx, p, known); err == nil {
-			err = d.arrived(ctx, p, known)
+	if p.left() > 0 {
+		if err = d.send(ctx, p); err == nil {
+			err = d.arrived(ctx, p, false)
 		}
 		if err == nil || ctx.Err() != nil || !isAnswer(err) {
 			return err
 		}
+		p.takeAll()
 	}
-	if err := d.send(ctx, p, 0); err != nil {
+	if err := d.send(ctx, p); err != nil {
 		return err
 	}
-	return d.arrived(ctx, p, 0)
+	return d.arrived(ctx, p, true)
 }
 
 func tagOf(ref string) (string, error) {
@@ -99,8 +99,8 @@ func isAnswer(err error) bool {
 	return refusal || other
 }
 
-// arrived makes sure of what the daemon has, after so many layers were left out.
-func (d *Daemon) arrived(ctx context.Context, p *parcel, without int) error {
+// arrived makes sure of what the daemon has. whole says that all layers were sent.
+func (d *Daemon) arrived(ctx context.Context, p *parcel, whole bool) error {
 	in, err := d.lookup(ctx, p.id.String())
 	switch {
 	case err == nil:
@@ -108,7 +108,7 @@ func (d *Daemon) arrived(ctx context.Context, p *parcel, without int) error {
 			return err
 		}
 	case errors.Is(err, image.ErrNotFound):
-		if in, err = d.renamed(ctx, p, without); err != nil {
+		if in, err = d.renamed(ctx, p, whole); err != nil {
 			return err
 		}
 	default:
@@ -134,7 +134,7 @@ func (d *Daemon) named(ctx context.Context, p *parcel, in inspected) error {
 }
 
 // renamed is p's image in a daemon that gives images IDs of its own.
-func (d *Daemon) renamed(ctx context.Context, p *parcel, without int) (inspected, error) {
+func (d *Daemon) renamed(ctx context.Context, p *parcel, whole bool) (inspected, error) {
 	in, err := d.lookup(ctx, p.tag)
 	if errors.Is(err, image.ErrNotFound) {
 		return in, &otherImage{"none"}
@@ -142,7 +142,7 @@ func (d *Daemon) renamed(ctx context.Context, p *parcel, without int) (inspected
 	if err == nil {
 		err = d.askForRenames(ctx)
 	}
-	if err == nil && (!d.renames || without > 0 || !sameConfig(in, p.config)) {
+	if err == nil && (!d.renames || !whole || !sameConfig(in, p.config)) {
 		err = &otherImage{in.ID}
 	}
 	return in, err
@@ -173,46 +173,51 @@ func sameConfig(in inspected, c *v1.ConfigFile) bool {
 	return of(in.Config) == of(&c.Config)
 }
 
-// known is how many of p's first layers the daemon has, one on the other, as far
-// as it is worth to find out: images that were looked at, the one that has the
-// name now, and those that lifecycles made with the same layers.
-func (d *Daemon) known(ctx context.Context, p *parcel) (int, error) {
+// leaveOut marks the layers that the daemon has, as far as it is worth to find
+// out: of images that were looked at, the one that has the name now, and those
+// that lifecycles made with the same layers.
+func (d *Daemon) leaveOut(ctx context.Context, p *parcel) error {
 	if _, err := d.lookup(ctx, p.tag); err != nil && !errors.Is(err, image.ErrNotFound) {
-		return 0, err
+		return err
 	}
-	n := d.common(p)
+	d.mark(p)
 	const little = 4 << 20 // bytes that are sent while one would ask
-	if n > 0 || p.size() < little {
-		return n, nil
+	if p.left() > 0 || p.size() < little {
+		return nil
 	}
 	ids, err := d.related(ctx, p)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	for _, id := range ids {
 		if _, err := d.lookup(ctx, id); err != nil && !errors.Is(err, image.ErrNotFound) {
-			return 0, err
+			return err
 		}
 	}
-	return d.common(p), nil
+	d.mark(p)
+	return nil
 }
 
-// common is the longest row of first layers that p has in common with an image.
-func (d *Daemon) common(p *parcel) int {
+// mark leaves out what is known to be there. Docker has a layer on those that
+// were below it, so it must be the same row of first layers; podman has each by
+// itself.
+func (d *Daemon) mark(p *parcel) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.renames {
-		return 0
+		return
 	}
-	most := 0
 	for _, chain := range d.chains {
-		n := 0
-		for n < len(chain) && n < len(p.parts) && chain[n] == p.config.RootFS.DiffIDs[n] {
-			n++
+		for i, part := range p.parts {
+			if d.libpod != "" {
+				part.out = part.out || slices.Contains(chain, part.diffID)
+			} else if i < len(chain) && chain[i] == part.diffID {
+				part.out = true
+			} else {
+				break
+			}
 		}
-		most = max(most, n)
 	}
-	return most
 }
 
 // lifecycleLabel is where lifecycles write down an image's layers.
@@ -239,9 +244,9 @@ func (d *Daemon) related(ctx context.Context, p *parcel) ([]string, error) {
 	return ids, nil
 }
 
-// send has the daemon load p without its first layers, and reads what it says.
-func (d *Daemon) send(ctx context.Context, p *parcel, without int) error {
-	if err := p.prepare(ctx, without); err != nil {
+// send has the daemon load p without what is left out, and reads what it says.
+func (d *Daemon) send(ctx context.Context, p *parcel) error {
+	if err := p.prepare(ctx); err != nil {
 		return err
 	}
 	ctx, moved, stop := d.watch(ctx)
@@ -249,7 +254,7 @@ func (d *Daemon) send(ctx context.Context, p *parcel, without int) error {
 	pr, pw := io.Pipe()
 	written := make(chan error, 1)
 	go func() {
-		err := p.writeTo(ctx, pw, without)
+		err := p.writeTo(ctx, pw)
 		written <- err
 		pw.CloseWithError(err)
 	}()

@@ -34,13 +34,6 @@ type Target interface {
 	Write(ctx context.Context, ref string, img v1.Image) error
 }
 
-// Pinner is what a Source may also offer: a reference that means img for ever,
-// where ref may mean another image tomorrow. Without it, that is ref's
-// repository with img's digest.
-type Pinner interface {
-	Pin(ref string, img v1.Image) (string, error)
-}
-
 // PlatformSource is what a Source may also offer: to choose from an index for
 // another platform than the Source's own. A platform without a variant takes any.
 type PlatformSource interface {

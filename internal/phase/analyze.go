@@ -216,7 +216,7 @@ func readPrevious(source image.Source, img v1.Image, ref string) (spec.Lifecycle
 	if err != nil {
 		return spec.LifecycleMetadata{}, "", err
 	}
-	reference, err := referenceOf(source, img, ref)
+	reference, err := image.Pin(source, ref, img)
 	if err != nil {
 		return spec.LifecycleMetadata{}, "", err
 	}
@@ -226,23 +226,6 @@ func readPrevious(source image.Source, img v1.Image, ref string) (spec.Lifecycle
 	}
 	md, err := spec.DecodeLifecycleMetadata(label)
 	return md, reference, err
-}
-
-// referenceOf says which image ref means now: its digest reference, or what the
-// source has in its place.
-func referenceOf(source image.Source, img v1.Image, ref string) (string, error) {
-	if p, ok := source.(image.Pinner); ok {
-		return p.Pin(ref, img)
-	}
-	digest, err := img.Digest()
-	if err != nil {
-		return "", err
-	}
-	parsed, err := name.ParseReference(ref)
-	if err != nil {
-		return ref + "@" + digest.String(), nil // a name that is none of a registry
-	}
-	return parsed.Context().Digest(digest.String()).Name(), nil
 }
 
 func warn(sink event.Sink, format string, args ...any) {

@@ -54,7 +54,7 @@ func OpenNewBase(ctx context.Context, source image.Source, app v1.Image, ref str
 	if err != nil {
 		return fail(err)
 	}
-	reference, err := referenceOf(source, img, ref)
+	reference, err := image.Pin(source, ref, img)
 	if err != nil {
 		return fail(err)
 	}

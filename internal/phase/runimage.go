@@ -78,7 +78,7 @@ func openRunImage(ctx context.Context, source image.Source, ref string) (*spec.R
 	if err != nil {
 		return nil, nil, fmt.Errorf("run image %s: %w", ref, err)
 	}
-	reference, err := referenceOf(source, img, ref)
+	reference, err := image.Pin(source, ref, img)
 	if err != nil {
 		return nil, nil, fmt.Errorf("run image %s: %w", ref, err)
 	}
@@ -192,7 +192,7 @@ func saveBase(ctx context.Context, source image.Source, cache, ref string, img v
 	if err := (archive.Layout{Dir: filepath.Join(cache, "base", digest.String())}).WriteSparse(ctx, img, 0); err != nil {
 		return "", err
 	}
-	return referenceOf(source, img, ref)
+	return image.Pin(source, ref, img)
 }
 
 // entryOf finds the entry of run.toml that has ref as image or mirror.

@@ -183,7 +183,7 @@ func (b *build) checkNames() error {
 func (b *build) checkInputs() error {
 	inputs := map[string]string{}
 	for what, ref := range map[string]string{"builder": b.root.Name, "run image": cmp.Or(b.req.RunImage, b.root.RunImage)} {
-		if n, err := ParseImageName(ref); err == nil {
+		if n, err := ParseImageName(bareName(ref)); err == nil {
 			inputs[n.Full] = what
 		}
 	}
@@ -192,7 +192,7 @@ func (b *build) checkInputs() error {
 		names = append(names, e.URI)
 	}
 	for _, bp := range names {
-		if n, err := ParseImageName(strings.TrimPrefix(bp, "docker://")); err == nil {
+		if n, err := ParseImageName(strings.TrimPrefix(bareName(bp), "docker://")); err == nil {
 			inputs[n.Full] = "buildpack"
 		}
 	}

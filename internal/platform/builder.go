@@ -12,7 +12,6 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
-	"github.com/kilnbuild/kiln/internal/archive"
 	"github.com/kilnbuild/kiln/internal/dockerfile"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/spec"
@@ -175,11 +174,11 @@ func describeBuilder(name string, cf *v1.ConfigFile) (Builder, error) {
 }
 
 // setRunImages takes in the run images that a builder names. It cannot name
-// files of this host.
+// files or images of this host.
 func (b *Builder) setRunImages(entries []spec.RunImageEntry) error {
 	for _, e := range entries {
-		if _, _, file := archive.Parse(e.Image); file {
-			return badInput(fmt.Errorf("builder %s: its run image %s is a file of this host", b.Name, e.Image), "the builder is broken: ask its author")
+		if onThisHost(e.Image) {
+			return badInput(fmt.Errorf("builder %s: its run image %s is one of this host", b.Name, e.Image), "the builder is broken: ask its author")
 		}
 		b.RunImages = append(b.RunImages, e.Image)
 	}

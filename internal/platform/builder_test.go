@@ -51,7 +51,8 @@ func TestDescribeBuilder(t *testing.T) {
 		"negative":         {config("", "CNB_USER_ID=-1", "CNB_GROUP_ID=1"), "CNB_USER_ID=-1"},
 		"huge":             {config("", "CNB_USER_ID=4294967297", "CNB_GROUP_ID=1"), "CNB_USER_ID=4294967297"},
 		"label is no JSON": {config("{", ids...), spec.BuilderMetadataLabel},
-		"a file":           {config(`{"images":[{"image":"oci:/etc"}]}`, ids...), "is a file of this host"},
+		"a file":           {config(`{"images":[{"image":"oci:/etc"}]}`, ids...), "is one of this host"},
+		"in the daemon":    {config(`{"images":[{"image":"docker-daemon:x"}]}`, ids...), "is one of this host"},
 	} {
 		_, err := describeBuilder("some/builder", x.config)
 		wantBadInput(t, err, "some/builder")

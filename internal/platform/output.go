@@ -33,6 +33,8 @@ func (o *output) String() string {
 		return "the store"
 	case ToRegistry:
 		return "the registry"
+	case ToDaemon:
+		return "the docker daemon"
 	}
 	return string(o.to.Kind) + ":" + o.to.Path
 }
@@ -114,6 +116,9 @@ func (o *output) trust(img v1.Image) {
 
 // vouches is an image.Known.
 func (o *output) vouches(digest v1.Hash) (v1.Hash, bool) {
+	if o.to.Kind == ToDaemon {
+		return digest, true // it has no blobs but the plain layers, and has looked at each
+	}
 	diffID, ok := o.known[digest]
 	return diffID, ok
 }

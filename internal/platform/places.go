@@ -40,18 +40,18 @@ type destinations struct {
 	run v1.Image
 	// hosts are the registries that the step under way may speak to.
 	hosts []string
-	// file is the run image if the user named one that is a file of this host. No
-	// other file is read: what asks for a run image is a document that foreign
-	// code can write.
-	file string
+	// here is the run image if the user named one that is a file of this host, or
+	// in its daemon. No other such is read: what asks for a run image is a document
+	// that foreign code can write.
+	here string
 	// writing says that the export has begun: what is read from now on is what
 	// was written, not what was there before.
 	writing atomic.Bool
 }
 
 // openDestinations opens where the image shall go; no output means the store.
-func (b *build) openDestinations() (*destinations, error) {
-	d := &destinations{platform: b.Platform, insecure: b.req.Insecure, file: b.req.RunImage}
+func (b *build) openDestinations(ctx context.Context) (*destinations, error) {
+	d := &destinations{platform: b.Platform, insecure: b.req.Insecure, here: b.req.RunImage}
 	for _, n := range append([]string{b.req.Image}, b.req.Tags...) {
 		name, err := ParseImageName(n)
 		if err != nil {
@@ -64,7 +64,7 @@ func (b *build) openDestinations() (*destinations, error) {
 		outputs = []Destination{{Kind: ToStore}}
 	}
 	for _, o := range outputs {
-		p, err := b.openDestination(o)
+		p, err := b.openDestination(ctx, o)
 		if err != nil {
 			return nil, err
 		}
@@ -73,7 +73,7 @@ func (b *build) openDestinations() (*destinations, error) {
 	return d, nil
 }
 
-func (b *build) openDestination(o Destination) (place, error) {
+func (b *build) openDestination(ctx context.Context, o Destination) (place, error) {
 	switch o.Kind {
 	case ToStore:
 		return b.Store, nil
@@ -89,6 +89,8 @@ func (b *build) openDestination(o Destination) (place, error) {
 		return single{compressing{archive.OCIArchive{Path: o.Path}, b.Store}, b.req.Image}, nil
 	case ToDockerArchive:
 		return single{archive.DockerArchive{Path: o.Path}, b.req.Image}, nil
+	case ToDaemon:
+		return b.described(ctx)
 	}
 	return nil, fmt.Errorf("output of kind %q is not known", o.Kind)
 }
@@ -117,8 +119,11 @@ func (d *destinations) Image(ctx context.Context, ref string) (v1.Image, error) 
 // runImage opens a run image: from a registry only where the step may speak to
 // that.
 func (d *destinations) runImage(ctx context.Context, ref string) (v1.Image, error) {
-	if _, _, file := archive.Parse(ref); file && ref != d.file {
-		return nil, fmt.Errorf("image %s: only --run-image names files of this host", ref)
+	if _, daemon := inDaemon(d.here); daemon && ref == bareName(d.here) {
+		return d.platform.open(ctx, d.here, d.insecure)
+	}
+	if onThisHost(ref) && ref != d.here {
+		return nil, fmt.Errorf("image %s: only --run-image names files and images of this host", ref)
 	}
 	refused := d.within(ref)
 	if refused == nil {

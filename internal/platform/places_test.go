@@ -133,7 +133,7 @@ func TestStepsSpeakToWhatTheyName(t *testing.T) {
 	if _, err := d.Image(t.Context(), layout); err == nil || !strings.Contains(err.Error(), "only --run-image names files") {
 		t.Errorf("a file that nobody named: %v", err)
 	}
-	d.file = layout
+	d.here = layout
 	if _, err := d.Image(t.Context(), layout); err != nil {
 		t.Error(err)
 	}

@@ -7,7 +7,6 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 
-	"github.com/kilnbuild/kiln/internal/archive"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
 
@@ -75,7 +74,7 @@ func Plan(req Request, b Builder) []Step {
 			Foreign: true, Network: cmp.Or(req.Network, "host")}
 	}
 
-	analyze := []string{"-run-image", cmp.Or(req.RunImage, b.RunImage)}
+	analyze := []string{"-run-image", bareName(cmp.Or(req.RunImage, b.RunImage))}
 	for _, t := range req.Tags {
 		analyze = append(analyze, "-tag", t)
 	}
@@ -140,7 +139,7 @@ func registriesOf(req Request, b Builder) []string {
 
 // registryOf is the host that a reference, by tag or digest, leads to.
 func registryOf(ref string) (string, bool) {
-	if _, _, elsewhere := archive.Parse(ref); elsewhere {
+	if onThisHost(ref) {
 		return "", false
 	}
 	r, err := name.ParseReference(ref)

@@ -12,6 +12,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/kilnbuild/kiln/internal/archive"
+	"github.com/kilnbuild/kiln/internal/daemon"
 	"github.com/kilnbuild/kiln/internal/event"
 	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -31,6 +32,9 @@ type Platform struct {
 	Arch string
 	// Registry opens registries; insecure lists hosts for plain HTTP.
 	Registry func(insecure []string) (*registry.Registry, error)
+	// Daemon connects to the Docker or podman daemon, the first time that it is
+	// called.
+	Daemon func(context.Context) (*daemon.Daemon, error)
 	// Executable is a path of the running kiln, for the sandbox's re-exec.
 	Executable string
 	Events     event.Sink
@@ -67,11 +71,14 @@ func (p *Platform) waiting(what string) func(holder string) {
 }
 
 // open finds an image by the name that a person gave: oci:DIR, oci-archive:FILE,
-// docker-archive:FILE, an image of the store, or one in a registry, which is
+// docker-archive:FILE, docker-daemon:NAME, an image of the store, or one in a registry, which is
 // then kept in the store.
 func (p *Platform) open(ctx context.Context, ref string, insecure []string) (v1.Image, error) {
 	if place, inner, ok := archive.Parse(ref); ok {
 		return place.Image(ctx, inner)
+	}
+	if name, ok := inDaemon(ref); ok {
+		return p.fromDaemon(ctx, name)
 	}
 	img, err := p.Store.Image(ctx, ref)
 	if err == nil || !errors.Is(err, image.ErrNotFound) {
@@ -83,7 +90,7 @@ func (p *Platform) open(ctx context.Context, ref string, insecure []string) (v1.
 	}
 	remote, err := reg.Image(ctx, ref)
 	if errors.Is(err, image.ErrNotFound) {
-		return nil, spec.WithHint(nowhere{ref}, "kiln images lists the store; oci:DIR, oci-archive:FILE and docker-archive:FILE are read too")
+		return nil, spec.WithHint(nowhere{ref}, "kiln images lists the store; oci:DIR, oci-archive:FILE, docker-archive:FILE and docker-daemon:NAME are read too")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("image %s is not in the store: %w", ref, err)
@@ -167,9 +174,20 @@ type LayerInfo struct {
 	CreatedBy string `json:"createdBy,omitempty"`
 }
 
-// Inspect reads an image without unpacking it.
+// Inspect reads an image without unpacking it. One in a daemon has no digest,
+// for the daemon keeps no manifest.
 func (p *Platform) Inspect(ctx context.Context, ref string, insecure []string) (ImageInfo, error) {
-	img, err := p.open(ctx, ref, insecure)
+	var img v1.Image
+	var err error
+	name, there := inDaemon(ref)
+	if there {
+		var d daemonPlace
+		if d, err = p.described(ctx); err == nil {
+			img, err = d.Image(ctx, name)
+		}
+	} else {
+		img, err = p.open(ctx, ref, insecure)
+	}
 	if err != nil {
 		return ImageInfo{}, err
 	}
@@ -177,7 +195,9 @@ func (p *Platform) Inspect(ctx context.Context, ref string, insecure []string) (
 	if err != nil {
 		return ImageInfo{}, fmt.Errorf("inspect %s: %w", ref, err)
 	}
-	info.Name = ref
+	if info.Name = ref; there {
+		info.Digest = ""
+	}
 	return info, nil
 }
 

@@ -1,6 +1,7 @@
 package platform
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,7 +23,8 @@ import (
 // RebaseRequest asks for images to be put on new run images.
 type RebaseRequest struct {
 	// Images are in the store, in files (oci:DIR:ref, oci-archive:FILE,
-	// docker-archive:FILE) or, with Publish, in registries.
+	// docker-archive:FILE), in the daemon (docker-daemon:NAME) or, with Publish, in
+	// registries. One in the daemon goes onto a run image in the daemon.
 	Images  []string
 	Publish bool
 	// Previous is read in the place of the only image.
@@ -168,14 +170,14 @@ func (req *RebaseRequest) check() error {
 		return badInput(fmt.Errorf("pull policy %q is not known", req.Pull), "use always, if-not-present or never")
 	}
 	for _, name := range req.Images {
-		_, _, file := archive.Parse(name)
-		if file && req.Publish {
-			return badInput(fmt.Errorf("--publish is for images in a registry, and %s is a file", name), "leave --publish off")
+		here := onThisHost(name)
+		if here && req.Publish {
+			return badInput(fmt.Errorf("--publish is for images in a registry, and %s is on this host", name), "leave --publish off")
 		}
-		if file {
+		if _, _, file := archive.Parse(name); file {
 			continue
 		}
-		if _, err := ParseImageName(name); err != nil {
+		if _, err := ParseImageName(bareName(name)); err != nil {
 			return err
 		}
 	}
@@ -194,6 +196,10 @@ func (r *rebaser) at(ctx context.Context, name string) (imageAt, error) {
 		kind, _, _ := strings.Cut(name, ":")
 		ref, err := nameInFile(ctx, DestinationKind(kind), file, name, ref)
 		return imageAt{file, DestinationKind(kind), ref}, err
+	}
+	if bare, ok := inDaemon(name); ok {
+		d, err := r.described(ctx)
+		return imageAt{d, ToDaemon, bare}, err
 	}
 	if !r.req.Publish {
 		return imageAt{r.Store, ToStore, name}, nil
@@ -269,7 +275,7 @@ func (r *rebaser) rebase(ctx context.Context, name string, out *Rebased) error {
 	if err != nil {
 		return err
 	}
-	base, err := r.baseOf(ctx, app, name)
+	base, err := r.baseOf(ctx, app, to)
 	if err != nil {
 		return err
 	}
@@ -287,10 +293,15 @@ func (r *rebaser) rebase(ctx context.Context, name string, out *Rebased) error {
 	if err := r.plan(ctx, app, img, base, out); err != nil {
 		return err
 	}
+	if from.kind == ToDaemon {
+		if out.Before, err = image.ID(app); err != nil {
+			return err // it has no digest
+		}
+	}
 	switch same := sameID(app, img) == nil && from == to; {
 	case same:
 		out.Result, out.After = "unchanged", out.Before
-		return reportOf(app, name, &out.Report)
+		return reportOf(app, to, name, &out.Report)
 	case r.req.DryRun:
 		out.Result = "planned"
 		return nil
@@ -319,7 +330,12 @@ func (r *rebaser) openApp(ctx context.Context, at imageAt) (v1.Image, error) {
 }
 
 // reportOf is report.toml of an image that is as it should be already.
-func reportOf(img v1.Image, ref string, report *spec.Report) error {
+func reportOf(img v1.Image, at imageAt, ref string, report *spec.Report) error {
+	if at.kind == ToDaemon {
+		id, err := image.ID(img)
+		report.Image = spec.ReportImage{Tags: []string{ref}, ImageID: id}
+		return err
+	}
 	digest, err := img.Digest()
 	if err != nil {
 		return err
@@ -351,15 +367,17 @@ func (r *rebaser) write(ctx context.Context, to imageAt, app v1.Image, base *new
 		trusted, err = image.KnownFrom(app, near.Image)
 	case ToLayout:
 		trusted, err = image.KnownFrom(app)
+	case ToDaemon:
+		trusted = newOutput(to.place, Destination{Kind: ToDaemon}).vouches
 	}
 	if err != nil {
 		return err
 	}
-	out.Report, err = phase.Export(ctx, to.place, []string{to.ref}, img, trusted, false, event.Discard)
+	out.Report, err = phase.Export(ctx, to.place, []string{to.ref}, img, trusted, to.kind == ToDaemon, event.Discard)
 	if err != nil {
 		return spec.Exit(spec.ExitRebase, err)
 	}
-	out.Result, out.After = "rebased", out.Report.Image.Digest
+	out.Result, out.After = "rebased", cmp.Or(out.Report.Image.Digest, out.Report.Image.ImageID)
 	done(func() (v1.Image, error) { return to.place.Image(ctx, to.ref) })
 	return nil
 }

@@ -15,15 +15,19 @@ import (
 	"github.com/kilnbuild/kiln/internal/phase"
 )
 
-// baseKey is a run image for a platform.
-type baseKey struct{ name, platform string }
+// baseKey is a run image for a platform, in the daemon or elsewhere.
+type baseKey struct {
+	name, platform string
+	daemon         bool
+}
 
 // newBase is a run image of a rebase and its layers in every form and place
 // that they are needed in, each made once.
 type newBase struct {
 	phase.NewBase
-	// host is the registry that the layers are in; "" is the store.
-	host string
+	// host is the registry that the layers are in; "" is the store, or the daemon.
+	host     string
+	inDaemon bool
 	// stored is the same image in the store, packed the same with every layer
 	// compressed.
 	stored, packed func() (v1.Image, error)
@@ -40,15 +44,16 @@ type seed struct {
 }
 
 // baseOf opens the run image for app: the one that was asked for, or the one
-// that app names, from the registry of target if it can be.
-func (r *rebaser) baseOf(ctx context.Context, app v1.Image, target string) (*newBase, error) {
-	ref := r.req.RunImage
+// that app names, from the registry that app is in if it can be.
+func (r *rebaser) baseOf(ctx context.Context, app v1.Image, at imageAt) (*newBase, error) {
+	ref := bareName(r.req.RunImage)
 	if ref == "" {
-		if _, _, file := archive.Parse(target); file {
+		target := at.ref
+		if at.kind != ToStore && at.kind != ToRegistry {
 			target = ""
 		}
 		var err error
-		if ref, err = phase.RunImageFor(ctx, &runImages{rebaser: r}, app, target); err != nil {
+		if ref, err = phase.RunImageFor(ctx, r.runImages(at), app, target); err != nil {
 			return nil, err
 		}
 	}
@@ -56,24 +61,41 @@ func (r *rebaser) baseOf(ctx context.Context, app v1.Image, target string) (*new
 	if err != nil {
 		return nil, err
 	}
-	key := baseKey{ref, v1.Platform{OS: cf.OS, Architecture: cf.Architecture, Variant: cf.Variant}.String()}
+	key := baseKey{ref, v1.Platform{OS: cf.OS, Architecture: cf.Architecture, Variant: cf.Variant}.String(), at.kind == ToDaemon}
 	r.mu.Lock()
 	open, known := r.bases[key]
 	if !known {
-		open = sync.OnceValues(func() (*newBase, error) { return r.openBase(ctx, app, ref) })
+		open = sync.OnceValues(func() (*newBase, error) { return r.openBase(ctx, app, at, ref) })
 		r.bases[key] = open
 	}
 	r.mu.Unlock()
 	return open()
 }
 
-func (r *rebaser) openBase(ctx context.Context, app v1.Image, ref string) (*newBase, error) {
-	from := &runImages{rebaser: r}
+// runImages is where run images for an image are looked for.
+func (r *rebaser) runImages(at imageAt) image.Source {
+	if d, ok := at.place.(daemonPlace); ok {
+		return &daemonRunImages{runImages: &runImages{rebaser: r}, daemon: d}
+	}
+	if _, ok := inDaemon(r.req.RunImage); ok {
+		return daemonImages{r.Platform}
+	}
+	return &runImages{rebaser: r}
+}
+
+func (r *rebaser) openBase(ctx context.Context, app v1.Image, at imageAt, ref string) (*newBase, error) {
+	from := r.runImages(at)
 	opened, err := phase.OpenNewBase(ctx, from, app, ref)
 	if err != nil {
 		return nil, err
 	}
-	b := &newBase{NewBase: opened, host: from.host, seeds: map[string]*seed{}}
+	b := &newBase{NewBase: opened, seeds: map[string]*seed{}}
+	switch from := from.(type) {
+	case *runImages:
+		b.host = from.host
+	case *daemonRunImages:
+		b.host, b.inDaemon = from.host, from.there
+	}
 	b.stored = sync.OnceValues(func() (v1.Image, error) { return r.pull(ctx, b) })
 	b.packed = sync.OnceValues(func() (v1.Image, error) {
 		img, err := b.stored()
@@ -132,7 +154,10 @@ func (r *rebaser) pull(ctx context.Context, b *newBase) (v1.Image, error) {
 func (b *newBase) near(ctx context.Context, to imageAt) (near phase.NewBase, done func(func() (v1.Image, error)), err error) {
 	near, done = b.NewBase, func(func() (v1.Image, error)) {}
 	switch to.kind {
-	case ToStore, ToDockerArchive:
+	case ToStore, ToDockerArchive, ToDaemon:
+		if b.inDaemon {
+			return near, done, nil
+		}
 		near.Image, err = b.stored()
 		return near, done, err
 	case ToLayout, ToOCIArchive:

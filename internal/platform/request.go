@@ -118,17 +118,18 @@ const (
 	ToLayout        DestinationKind = "oci"
 	ToOCIArchive    DestinationKind = "oci-archive"
 	ToDockerArchive DestinationKind = "docker-archive"
+	ToDaemon        DestinationKind = "docker-daemon"
 )
 
-// Destination is one place for the image. Path is empty for the store and a
-// registry.
+// Destination is one place for the image. Path is empty for the store, a
+// registry and the daemon.
 type Destination struct {
 	Kind DestinationKind
 	Path string
 }
 
-// ParseDestination reads the form of --output: oci:DIR, oci-archive:FILE or
-// docker-archive:FILE.
+// ParseDestination reads the form of --output: oci:DIR, oci-archive:FILE,
+// docker-archive:FILE or docker-daemon.
 func ParseDestination(s string) (Destination, error) {
 	kind, path, ok := strings.Cut(s, ":")
 	switch k := DestinationKind(kind); k {
@@ -137,8 +138,13 @@ func ParseDestination(s string) (Destination, error) {
 			return Destination{}, badInput(fmt.Errorf("output %q names no path", s), fmt.Sprintf("write it as %s:PATH", kind))
 		}
 		return Destination{Kind: k, Path: path}, nil
+	case ToDaemon:
+		if ok {
+			return Destination{}, badInput(fmt.Errorf("output %q names the image", s), "it gets the name that is built, and those of --tag: write --output docker-daemon")
+		}
+		return Destination{Kind: k}, nil
 	}
-	return Destination{}, badInput(fmt.Errorf("output %q is of no known kind", s), "use oci:DIR, oci-archive:FILE or docker-archive:FILE; --publish sends to a registry")
+	return Destination{}, badInput(fmt.Errorf("output %q is of no known kind", s), "use oci:DIR, oci-archive:FILE, docker-archive:FILE or docker-daemon; --publish sends to a registry")
 }
 
 // ImageName is a checked image name in the two forms that people and

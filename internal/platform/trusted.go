@@ -21,7 +21,7 @@ import (
 // openPlaces opens the run image, the destinations and the app's cache, and
 // takes the cache for this build: two builds of one image go one after the other.
 func (b *build) openPlaces(ctx context.Context) error {
-	to, err := b.openDestinations()
+	to, err := b.openDestinations(ctx)
 	if err != nil {
 		return err
 	}
@@ -179,6 +179,10 @@ func (b *build) summarise() {
 		case ToRegistry:
 			for _, w := range b.tally.written {
 				b.built.Names = append(b.built.Names, w.Name)
+			}
+		case ToDaemon:
+			for _, w := range b.tally.written {
+				b.built.Names = append(b.built.Names, string(ToDaemon)+":"+w.Name)
 			}
 		default:
 			b.built.Names = append(b.built.Names, fmt.Sprintf("%s:%s", o.Kind, o.Path))
