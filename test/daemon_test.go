@@ -127,6 +127,11 @@ func (d inDaemon) output(t *testing.T) {
 	if images, _ := d.transfers(); images != 0 {
 		t.Error("kiln inspect took the image out")
 	}
+	dir := t.TempDir()
+	d.kiln(t, "sbom", "download", "docker-daemon:"+name, "--output-dir", dir).ok(t)
+	if list, err := filepath.Glob(dir + "/layers/sbom/launch/*"); err != nil || len(list) == 0 {
+		t.Errorf("SBOMs: %q, %v", list, err)
+	}
 }
 
 // put brings an image from the registry into the daemon.

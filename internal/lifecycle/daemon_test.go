@@ -56,13 +56,7 @@ printf '[[processes]]\ntype = "web"\ncommand = ["run"]\ndefault = true\n' > laun
 	w.write("run.toml", "[[images]]\nimage = '"+baseName+"'\n")
 	tap := daemontest.NewTap(t, host)
 	w.environ = []string{"DOCKER_HOST=" + tap.Host, "CNB_USE_DAEMON=true", "CNB_LAUNCH_CACHE_DIR=" + w.path("launch-cache")}
-	d, err := daemon.Open(t.Context(), daemon.Options{Host: host, Unpack: func(ctx context.Context, file string) (v1.Image, error) {
-		return archive.DockerArchive{Path: file}.Image(ctx, "")
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { d.Close() })
+	d := openDaemon(t, host)
 	if err := d.Write(t.Context(), baseName, debianRun(t, "1")); err != nil {
 		t.Fatal(err)
 	}
@@ -370,4 +364,55 @@ func TestLaunchCacheWithoutDaemon(t *testing.T) {
 	if _, err := os.Stat(w.path("launch-cache")); err == nil {
 		t.Error("it was made")
 	}
+}
+
+// daemonAsRoot: a socket that is root's is opened before the phase becomes the
+// build user, and everything goes over that one connection: images are read,
+// taken out and written.
+func daemonAsRoot(t *testing.T, c *container, host string) {
+	conform.Covers(t, 11)
+	tap := daemontest.NewTap(t, host) // in a directory that is the tests' alone
+	if err := openDaemon(t, host).Write(t.Context(), baseName, debianRun(t, "1")); err != nil {
+		t.Fatal(err)
+	}
+	c.write("run.toml", "[[images]]\nimage = '"+baseName+"'\n")
+	environ := append(userEnv(), "DOCKER_HOST="+tap.Host, "CNB_USE_DAEMON=true")
+	export := []string{"-launcher", c.path("launcher"), "-launcher-sbom", c.dir, "privileges/app"}
+	images, phases := 0, 0
+	count := func() {
+		phases++
+		images += strings.Count(tap.Reset(), "/get HTTP/1.1\r\n")
+		if n := tap.Conns(); n > phases {
+			t.Fatalf("%d connections in %d phases", n, phases)
+		}
+	}
+	for range 2 {
+		for _, argv := range [][]string{{analyzer, "privileges/app"}, {detector}, {restorer}, {builder}, append([]string{exporter}, export...)} {
+			c.phase(0, environ, argv[0], argv[1:]...)
+			count()
+		}
+		c.owned("layers")
+	}
+	if images != 1 { // for the SBOMs of the last image
+		t.Errorf("%d images were taken out", images)
+	}
+	c.phase(0, environ, rebaser, "-report", c.path("layers/report.toml"), "privileges/app")
+	count()
+	c.phase(0, environ, creator, export...)
+	count()
+	if left := names(t, c.path("tmp")); len(left) > 0 {
+		t.Errorf("left in the temporary directory: %q", left)
+	}
+}
+
+func openDaemon(t *testing.T, host string) *daemon.Daemon {
+	t.Helper()
+	d, err := daemon.Open(t.Context(), daemon.Options{Host: host, Unpack: func(ctx context.Context, file string) (v1.Image, error) {
+		return archive.DockerArchive{Path: file}.Image(ctx, "")
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
+	"github.com/kilnbuild/kiln/internal/daemon/daemontest"
 	"github.com/kilnbuild/kiln/internal/registry/registrytest"
 	"github.com/kilnbuild/kiln/internal/spec"
 	"github.com/kilnbuild/kiln/test/conform"
@@ -65,6 +66,9 @@ func binaries(t *testing.T) string {
 func TestPrivileges(t *testing.T) {
 	bin := binaries(t)
 	t.Run("five phases", func(t *testing.T) { fivePhasesAsRoot(t, newContainer(t, bin)) })
+	for _, d := range daemontest.All(t) {
+		t.Run("five phases in "+d.Kind, func(t *testing.T) { daemonAsRoot(t, newContainer(t, bin), d.Host) })
+	}
 	t.Run("concealed", func(t *testing.T) { concealed(t, newContainer(t, bin)) })
 	t.Run("CNB_REGISTRY_AUTH is hidden", func(t *testing.T) { hidden(t, newContainer(t, bin), true) })
 	t.Run("docker config is hidden", func(t *testing.T) { hidden(t, newContainer(t, bin), false) })

@@ -52,11 +52,18 @@ func (p *Platform) DownloadSBOM(ctx context.Context, ref string, remote bool, in
 
 // openThere opens an image where it is: nothing of it is brought into the store.
 func (p *Platform) openThere(ctx context.Context, ref string, remote bool, insecure []string) (v1.Image, error) {
+	if remote && onThisHost(ref) {
+		return nil, badInput(fmt.Errorf("%s is on this host, and --remote is for registries", ref), "leave --remote off")
+	}
 	if place, inner, ok := archive.Parse(ref); ok {
-		if remote {
-			return nil, badInput(fmt.Errorf("%s is a file, and --remote is for registries", ref), "leave --remote off")
-		}
 		return place.Image(ctx, inner)
+	}
+	if name, ok := inDaemon(ref); ok {
+		d, err := p.described(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return d.Image(ctx, name)
 	}
 	if !remote {
 		img, err := p.Store.Image(ctx, ref)
@@ -70,7 +77,7 @@ func (p *Platform) openThere(ctx context.Context, ref string, remote bool, insec
 	}
 	img, err := reg.Image(ctx, ref)
 	if errors.Is(err, image.ErrNotFound) && !remote {
-		return nil, spec.WithHint(nowhere{ref}, "kiln images lists the store; oci:DIR, oci-archive:FILE and docker-archive:FILE are read too")
+		return nil, spec.WithHint(nowhere{ref}, "kiln images lists the store; oci:DIR, oci-archive:FILE, docker-archive:FILE and docker-daemon:NAME are read too")
 	}
 	return img, err
 }
