@@ -69,7 +69,7 @@ func (d inDaemon) config(t *testing.T, name string) string {
 // run starts the image in the daemon with its own tools and returns what it says.
 func (d inDaemon) run(name string) (string, error) {
 	if d.kind.Kind == "podman" {
-		return podmanHome{d.kind.Dir()}.runtimes([]string{"run", "--rm", "--network", "none", "--user", "0:0", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"}, name)
+		return podmanHome{dir: d.kind.Dir()}.runtimes([]string{"run", "--rm", "--network", "none", "--user", "0:0", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"}, name)
 	}
 	cmd := exec.Command("/usr/bin/docker", "--host", d.kind.Host, "run", "--rm", "--network", "none", name)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + d.kind.Dir()}
