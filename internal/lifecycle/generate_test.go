@@ -531,3 +531,25 @@ func TestGenerateEvents(t *testing.T) {
 		t.Error(err, diff)
 	}
 }
+
+// In place, where buildpacks may change little, an extension can still leave
+// its files; and root runs no extension.
+func TestGenerateInPlace(t *testing.T) {
+	for _, api := range []string{"0.12", "0.15"} {
+		w := newExtended(t)
+		w.host.Runner = nil
+		w.environ = append(w.environ, "CNB_EXPERIMENTAL_MODE=silent")
+		w.extension("ext", "", script(runOf, "FROM example.org/run:1")+script(buildOf, extends)+"mkdir $CNB_OUTPUT_DIR/context.build; echo > $CNB_OUTPUT_DIR/context.build/f\n")
+		if os.Geteuid() == 0 {
+			w.want(spec.ExitGeneric, w.runAs(api, detector))
+			continue
+		}
+		w.want(0, w.runAs(api, detector))
+		if n := len(w.tree("layers/generated")); n != map[string]int{"0.12": 2, "0.15": 3}[api] {
+			t.Errorf("%s: %d files", api, n)
+		}
+		if a := w.analyzed(); a.RunImage.Image != "example.org/run:1" {
+			t.Errorf("%s: %+v", api, a.RunImage)
+		}
+	}
+}
