@@ -3,6 +3,7 @@ package phase
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -289,6 +290,17 @@ func TestDetectUnsupportedAPI(t *testing.T) {
 	}
 	if len(w.runs()) != 0 {
 		t.Error("a buildpack ran before the order was checked")
+	}
+	for id, api := range map[string]string{"good": "0.12", "ext": "0.13"} {
+		w.write(filepath.Join(w.dirs.Extensions, id, "1/extension.toml"), fmt.Sprintf("api = %q\n[extension]\nid = %q\nversion = \"1\"\n", api, id), 0o666)
+	}
+	o := order("p@1")
+	o.OrderExtensions = []spec.OrderGroup{group("good@1"), group("ext@1")}
+	if _, _, err := w.detect(o); spec.ExitCode(err, -1) != spec.ExitBuildpackAPI || !strings.Contains(err.Error(), "ext@1") {
+		t.Errorf("an extension: %v", err)
+	}
+	if len(w.runs()) != 0 {
+		t.Error("a buildpack ran before the extensions were checked")
 	}
 }
 
