@@ -11,6 +11,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -50,6 +51,8 @@ type Options struct {
 	// Unpack opens the file that `docker save` writes. It is read until the
 	// Daemon is closed.
 	Unpack func(ctx context.Context, file string) (v1.Image, error)
+
+	often time.Duration // the only connection is used at least so often
 }
 
 // Daemon is the images of one daemon. It is an image.Source and image.Target of
@@ -114,7 +117,7 @@ func Open(ctx context.Context, o Options) (*Daemon, error) {
 	alive, stop := context.WithCancel(context.WithoutCancel(ctx))
 	d.stop = stop
 	if o.OneConnection {
-		go d.keepAlive(alive)
+		go d.keepAlive(alive, cmp.Or(o.often, often))
 	}
 	return d, nil
 }
@@ -154,9 +157,12 @@ func atLeast(version, least string) bool {
 	return ok && (major > wantMajor || major == wantMajor && minor >= wantMinor)
 }
 
-// keepAlive uses the connection now and then: podman closes idle ones.
-func (d *Daemon) keepAlive(ctx context.Context) {
-	const often = 5 * time.Second // podman's limit is no less than 10
+// often is how often the only connection is used: podman's service closes it
+// after ten seconds without, and ends.
+const often = 5 * time.Second
+
+// keepAlive uses the connection now and then.
+func (d *Daemon) keepAlive(ctx context.Context, often time.Duration) {
 	for tick := time.NewTicker(often); ; {
 		select {
 		case <-ctx.Done():

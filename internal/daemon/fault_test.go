@@ -379,6 +379,30 @@ func TestVersions(t *testing.T) {
 	}
 }
 
+// TestKeepAlive: the only connection does not get old, nor does a request wait
+// for the use that keeps it young.
+func TestKeepAlive(t *testing.T) {
+	pings := make(chan string, 100)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Api-Version", "1.41")
+		select {
+		case pings <- r.RemoteAddr:
+		default:
+		}
+	}))
+	defer server.Close()
+	d := open(t, Options{Host: "tcp://" + server.Listener.Addr().String(), OneConnection: true, often: time.Millisecond})
+	first := <-pings
+	for range 5 {
+		if again := <-pings; again != first {
+			t.Errorf("connections from %s and %s", first, again)
+		}
+	}
+	if _, err := d.get(t.Context(), "connect", "/_ping", nil); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestTLS(t *testing.T) {
 	server := httptest.NewTLSServer(&fake{})
 	defer server.Close()
