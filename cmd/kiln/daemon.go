@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -23,7 +24,7 @@ func (k *kiln) daemon(host string) func(context.Context) (*daemon.Daemon, error)
 			return open, nil
 		}
 		o := daemon.Options{
-			Host: k.dockerHost(host),
+			Host: k.dockerHost(host, hostSockets),
 			Unpack: func(ctx context.Context, file string) (v1.Image, error) {
 				return archive.DockerArchive{Path: file}.Image(ctx, "")
 			},
@@ -41,19 +42,21 @@ func (k *kiln) daemon(host string) func(context.Context) (*daemon.Daemon, error)
 	}
 }
 
+// hostSockets are where daemons of the whole host listen.
+var hostSockets = []string{"/var/run/docker.sock", "/run/podman/podman.sock"}
+
 // dockerHost is the address of the daemon: what was typed, else DOCKER_HOST, else
 // the first socket that this user may use: Docker's before podman's, the host's
-// before the user's own.
-func (k *kiln) dockerHost(typed string) string {
+// before the user's own. inherit, as in pack, is as if nothing was typed.
+func (k *kiln) dockerHost(typed string, sockets []string) string {
 	if typed != "" && typed != "inherit" {
 		return typed
 	}
 	if host, _ := k.lookup("DOCKER_HOST"); host != "" {
 		return host
 	}
-	sockets := []string{"/var/run/docker.sock", "/run/podman/podman.sock"}
 	if dir, _ := k.lookup("XDG_RUNTIME_DIR"); dir != "" {
-		sockets = append(sockets, filepath.Join(dir, "docker.sock"), filepath.Join(dir, "podman", "podman.sock"))
+		sockets = append(slices.Clip(sockets), filepath.Join(dir, "docker.sock"), filepath.Join(dir, "podman", "podman.sock"))
 	}
 	for _, s := range sockets {
 		if unix.Access(s, unix.W_OK) == nil {
