@@ -75,6 +75,7 @@ type Daemon struct {
 	chains  [][]v1.Hash       // diffIDs of images that are in the daemon
 	configs map[string][]byte // raw configs of images that were written, by the daemon's ID
 	renames bool              // the daemon's IDs are digests of manifests that it makes
+	asked   bool              // renames is known
 
 	saving sync.Mutex
 	saved  map[string]v1.Image // whole images, by the daemon's ID
@@ -137,7 +138,7 @@ func (d *Daemon) negotiate(ctx context.Context) error {
 		version = newest
 	}
 	if podman := resp.Header.Get("Libpod-Api-Version"); atLeast(podman, "1.0") {
-		d.libpod = d.base + "/v" + podman + "/libpod"
+		d.libpod, d.asked = d.base+"/v"+podman+"/libpod", true
 	}
 	d.base += "/v" + version
 	return nil

@@ -44,6 +44,10 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Api-Version", "1.41")
 		return
 	}
+	if r.URL.Path == "/v1.41/info" && f.answers["GET /info"] == nil {
+		say(map[string]any{})(w, r)
+		return
+	}
 	if answer := f.answers[r.Method+" "+strings.TrimPrefix(r.URL.Path, "/v1.41")]; answer != nil {
 		answer(w, r)
 		return
@@ -167,11 +171,14 @@ func TestSaveFaults(t *testing.T) {
 		return func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(b) }
 	}
 	id := hashOf(img.(*rawImage).config).String()
+	containerd := say(map[string]any{"DriverStatus": [][]string{{"driver-type", "io.containerd.snapshotter.v1"}}})
 	for name, test := range map[string]struct {
 		get http.HandlerFunc
 		is  error
 	}{
-		"good": {send(whole), nil},
+		"good":           {send(whole), nil},
+		"renamed":        {send(whole), nil}, // a store that has names of its own for images
+		"renamed, other": {send(other), image.ErrInvalid},
 		"cut": {func(w http.ResponseWriter, r *http.Request) {
 			_, _ = w.Write(whole[:len(whole)/2])
 			panic(http.ErrAbortHandler)
@@ -187,10 +194,13 @@ func TestSaveFaults(t *testing.T) {
 		}, image.ErrUnavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m := about(t, img)
+			m, id, info := about(t, img), id, say(map[string]any{})
+			if strings.HasPrefix(name, "renamed") {
+				id, info = "sha256:"+strings.Repeat("7", 64), containerd
+			}
 			m["Id"] = id
 			d := open(t, Options{Host: newFake(t, map[string]http.HandlerFunc{
-				pathOf("docker.io/library/app:latest"): say(m), "GET /images/" + id + "/history": say([]any{}), "GET /images/" + id + "/get": test.get,
+				pathOf("docker.io/library/app:latest"): say(m), "GET /images/" + id + "/history": say([]any{}), "GET /images/" + id + "/get": test.get, "GET /info": info,
 			}).host()})
 			d.stall = 300 * time.Millisecond
 			opened, err := d.Image(t.Context(), "app")
@@ -198,7 +208,7 @@ func TestSaveFaults(t *testing.T) {
 				t.Fatal(err)
 			}
 			err = image.Validate(t.Context(), opened, nil)
-			if (err == nil) != (name == "good") || test.is != nil && !errors.Is(err, test.is) {
+			if (err == nil) != (name == "good" || name == "renamed") || test.is != nil && !errors.Is(err, test.is) {
 				t.Errorf("got %v, want %v", err, test.is)
 			}
 		})

@@ -142,6 +142,7 @@ type remote struct {
 	d         *Daemon
 	in        inspected
 	described bool
+	renamed   bool // the daemon's ID says nothing of the config
 	config    *v1.ConfigFile
 	raw       []byte // the bytes of the config; nil if they are not known
 	manifest  *v1.Manifest
@@ -169,7 +170,10 @@ func (d *Daemon) remote(ctx context.Context, in inspected, described bool) (*rem
 	if len(in.RootFS.Layers) == 0 && r.raw != nil {
 		r.described = true // all is said, and Docker saves no empty image
 	}
-	return r, nil
+	if !r.described && r.raw == nil {
+		r.renamed, err = d.renamesImages(ctx)
+	}
+	return r, err
 }
 
 // configFile is the config that the daemon's words describe.
@@ -311,12 +315,22 @@ func (r *remote) id() v1.Hash {
 }
 
 // whole is the image as the daemon saves it.
-func (r *remote) whole() (v1.Image, error) { return r.d.save(r.ctx, r.in.ID) }
+func (r *remote) whole() (v1.Image, error) { return r.d.save(r.ctx, r.in) }
 
-func (r *remote) ConfigName() (v1.Hash, error)        { return r.id(), nil }
 func (r *remote) MediaType() (types.MediaType, error) { return r.manifest.MediaType, nil }
 func (r *remote) Digest() (v1.Hash, error)            { return partial.Digest(r) }
 func (r *remote) Size() (int64, error)                { return partial.Size(r) }
+
+func (r *remote) ConfigName() (v1.Hash, error) {
+	if r.raw != nil || r.described || !r.renamed {
+		return r.id(), nil
+	}
+	img, err := r.whole()
+	if err != nil {
+		return v1.Hash{}, err
+	}
+	return img.ConfigName()
+}
 
 func (r *remote) ConfigFile() (*v1.ConfigFile, error) {
 	if r.raw != nil || r.described {

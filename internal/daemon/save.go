@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"slices"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -18,7 +19,8 @@ import (
 const maxImage = 256 << 30
 
 // save transfers an image, once.
-func (d *Daemon) save(ctx context.Context, id string) (v1.Image, error) {
+func (d *Daemon) save(ctx context.Context, in inspected) (v1.Image, error) {
+	id := in.ID
 	d.saving.Lock()
 	defer d.saving.Unlock() // two transfers of one image are worse than one after the other
 	if img := d.saved[id]; img != nil {
@@ -31,7 +33,7 @@ func (d *Daemon) save(ctx context.Context, id string) (v1.Image, error) {
 	// The file has no name any more: nobody else sees it, nothing is left.
 	img, err := d.unpack(ctx, fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
 	if err == nil {
-		err = d.same(id, img)
+		err = d.same(ctx, in, img)
 	}
 	if err != nil {
 		f.Close()
@@ -41,20 +43,26 @@ func (d *Daemon) save(ctx context.Context, id string) (v1.Image, error) {
 	return img, nil
 }
 
-// same makes sure that the daemon sent the image that was asked for.
-func (d *Daemon) same(id string, img v1.Image) error {
+// same makes sure that the daemon sent the image that was asked for: by its ID,
+// or in a daemon that has IDs of its own by its layers.
+func (d *Daemon) same(ctx context.Context, in inspected, img v1.Image) error {
 	raw, err := img.RawConfigFile()
 	if err != nil {
 		return err
 	}
-	got := hashOf(raw).String()
-	if known := d.written(id); known != nil {
-		id = hashOf(known).String()
+	got := hashOf(raw)
+	if known := d.written(in.ID); got.String() == in.ID || known != nil && hashOf(known) == got {
+		return nil
 	}
-	if got != id {
-		return fmt.Errorf("%w: the config in it has digest %s", image.ErrInvalid, got)
+	cf, err := img.ConfigFile()
+	if err != nil {
+		return err
 	}
-	return nil
+	renames, err := d.renamesImages(ctx)
+	if err == nil && (!renames || !slices.Equal(cf.RootFS.DiffIDs, in.RootFS.Layers)) {
+		err = fmt.Errorf("%w: the config in it has digest %s", image.ErrInvalid, got)
+	}
+	return err
 }
 
 func (d *Daemon) download(ctx context.Context, id string) (*os.File, error) {

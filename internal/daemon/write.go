@@ -139,24 +139,30 @@ func (d *Daemon) renamed(ctx context.Context, p *parcel, whole bool) (inspected,
 	if errors.Is(err, image.ErrNotFound) {
 		return in, &otherImage{"none"}
 	}
-	if err == nil {
-		err = d.askForRenames(ctx)
+	if err != nil {
+		return in, err
 	}
-	if err == nil && (!d.renames || !whole || !sameConfig(in, p.config)) {
+	renames, err := d.renamesImages(ctx)
+	if err == nil && (!renames || !whole || !sameConfig(in, p.config)) {
 		err = &otherImage{in.ID}
 	}
 	return in, err
 }
 
-// askForRenames finds out whether the daemon's images are in containerd's store,
-// which makes manifests and names images by them. It needs every layer.
-func (d *Daemon) askForRenames(ctx context.Context) error {
-	var info struct{ DriverStatus [][2]string }
-	_, err := d.get(ctx, "info", "/info", &info)
+// renamesImages says whether the daemon's images are in containerd's store, which
+// makes manifests and names images by them. It needs every layer.
+func (d *Daemon) renamesImages(ctx context.Context) (bool, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.renames = slices.Contains(info.DriverStatus, [2]string{"driver-type", "io.containerd.snapshotter.v1"})
-	return err
+	if d.asked {
+		return d.renames, nil
+	}
+	var info struct{ DriverStatus [][2]string }
+	if _, err := d.get(ctx, "info", "/info", &info); err != nil {
+		return false, err
+	}
+	d.asked, d.renames = true, slices.Contains(info.DriverStatus, [2]string{"driver-type", "io.containerd.snapshotter.v1"})
+	return d.renames, nil
 }
 
 // sameConfig compares what decides how the image runs and is rebuilt.

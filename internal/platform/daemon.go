@@ -56,16 +56,18 @@ func (p *Platform) fromDaemon(ctx context.Context, name string) (v1.Image, error
 	if err != nil {
 		return nil, err
 	}
-	id, err := img.ConfigName()
+	id, err := d.Pin(name, img)
 	if err != nil {
 		return nil, err
 	}
-	kept, err := p.Store.Image(ctx, id.String())
-	if !errors.Is(err, image.ErrNotFound) {
-		return kept, err
+	ref := "kiln/docker-daemon:" + strings.TrimPrefix(id, "sha256:")
+	for _, known := range []string{id, ref} {
+		kept, err := p.Store.Image(ctx, known)
+		if !errors.Is(err, image.ErrNotFound) {
+			return kept, err
+		}
 	}
 	p.info("taking %s out of the docker daemon", name)
-	ref := "kiln/docker-daemon:" + id.Hex
 	if err := p.Store.Write(ctx, ref, img); err != nil {
 		return nil, fmt.Errorf("take %s out of the docker daemon: %w", name, err)
 	}
