@@ -8,7 +8,7 @@ VERSION := $(shell cat VERSION)
 # The same source gives the same bytes: no paths, no VCS stamp, no build id.
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false
 LDFLAGS := -s -w -buildid= -X github.com/kilnbuild/kiln/internal/spec.Version=$(VERSION)
-PAYLOAD := cmd/kiln/payload/launcher cmd/kiln/payload/lifecycle cmd/kiln/payload/buildpacks cmd/buildpacks/payload/helper
+PAYLOAD := cmd/kiln/payload/launcher cmd/kiln/payload/lifecycle cmd/kiln/payload/buildpacks cmd/kiln/payload/*.sbom.*.json cmd/buildpacks/payload/helper
 STATICCHECK := bin/staticcheck
 
 .PHONY: help
@@ -20,9 +20,20 @@ build: ## build bin/kiln, one static file
 	@mkdir -p bin
 	@$(BUILD) -ldflags '$(LDFLAGS)' -o cmd/kiln/payload/launcher ./cmd/launcher
 	@$(BUILD) -ldflags '$(LDFLAGS)' -o cmd/kiln/payload/lifecycle ./cmd/lifecycle
+	@$(GO) run ./cmd/dist -version $(VERSION) sboms cmd/kiln/payload
 	@$(BUILD) -ldflags '$(LDFLAGS)' -o cmd/buildpacks/payload/helper ./cmd/buildpacks/helper
 	@$(BUILD) -ldflags '$(LDFLAGS)' -o cmd/kiln/payload/buildpacks ./cmd/buildpacks
 	@$(BUILD) -ldflags '$(LDFLAGS)' -o bin/kiln ./cmd/kiln
+
+OUT := out
+.PHONY: lifecycle-dist
+lifecycle-dist: ## pack the lifecycle as builders are made with it, for both architectures
+	@for arch in amd64 arm64; do \
+	  for program in launcher lifecycle; do \
+	    GOARCH=$$arch $(BUILD) -ldflags '$(LDFLAGS)' -o $(OUT)/$$arch/$$program ./cmd/$$program; \
+	  done; \
+	  $(GO) run ./cmd/dist -version $(VERSION) archive $(OUT)/$$arch $(OUT); \
+	done
 
 .PHONY: demo
 demo: build ## build the talk's app into an image, run it, fetch its page

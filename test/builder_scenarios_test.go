@@ -218,19 +218,25 @@ func labelsOfImage(t *testing.T, p *proof, img v1.Image) {
 // sboms: the image has those of the app and its layers, that of the build stays
 // with the build.
 func sboms(t *testing.T, p *proof, img v1.Image) {
-	conform.Covers(t, 122)
+	conform.Covers(t, 122, 154)
 	for name, of := range map[string]string{"sbom.cdx.json": "launch", "lib/sbom.cdx.json": "lib"} {
 		has(t, fileIn(t, img, path.Join("/layers/sbom/launch/demo_sboms", name)), `"of": "`+of+`"`)
 	}
 	for _, l := range layersOf(t, img) {
 		walkLayer(t, l, func(h *tar.Header, _ []byte) {
-			if strings.Contains(h.Name, "spdx") {
+			if strings.Contains(h.Name, "spdx") && !strings.Contains(h.Name, "/buildpacksio_lifecycle/launcher/") {
 				t.Errorf("the image has the SBOM of the build: %s", h.Name)
 			}
 		})
 	}
 	for _, at := range []*place{p.five, p.creator} {
 		has(t, at.read(t, "layers/sbom/build/demo_sboms/sbom.spdx.json"), `"of": "build"`)
+		has(t, at.read(t, "layers/sbom/build/buildpacksio_lifecycle/sbom.cdx.json"), "go-containerregistry")
+	}
+	for _, format := range []string{"cdx", "spdx", "syft"} {
+		launcher := fileIn(t, img, "/layers/sbom/launch/buildpacksio_lifecycle/launcher/sbom."+format+".json")
+		has(t, launcher, "pkg:golang/github.com/pelletier/go-toml/v2@v2.")
+		hasNot(t, launcher, "go-containerregistry")
 	}
 }
 

@@ -258,6 +258,17 @@ func worldLifecycle(t *testing.T) []layer.File {
 		}
 		files = append(files, layer.File{Path: "/cnb/lifecycle/" + program, Mode: 0o755, Body: body})
 	}
+	sboms, err := filepath.Glob(filepath.Join(bin, "..", "cmd", "kiln", "payload", "*.sbom.*.json"))
+	if err != nil || len(sboms) != 6 {
+		t.Fatalf("SBOMs of launcher and lifecycle: %q %v", sboms, err)
+	}
+	for _, file := range sboms {
+		body, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, layer.File{Path: "/cnb/lifecycle/" + filepath.Base(file), Mode: 0o644, Body: body})
+	}
 	for _, phase := range []string{"analyzer", "builder", "creator", "detector", "exporter", "extender", "rebaser", "restorer"} {
 		files = append(files, layer.File{Path: "/cnb/lifecycle/" + phase, Mode: fs.ModeSymlink | 0o777, Link: "lifecycle"})
 	}

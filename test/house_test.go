@@ -21,7 +21,7 @@ const module = "github.com/kilnbuild/kiln/"
 // rank is the floor of every room (docs/design.md). An import points to a
 // strictly lower floor, so no two rooms can grow into each other.
 var rank = map[string]int{
-	"cmd/kiln": 7, "cmd/lifecycle": 7, "cmd/launcher": 7, "cmd/buildpacks": 7,
+	"cmd/kiln": 7, "cmd/lifecycle": 7, "cmd/launcher": 7, "cmd/buildpacks": 7, "cmd/dist": 7,
 	"buildpacks":        6,
 	"internal/platform": 5, "internal/lifecycle": 4, "internal/phase": 3,
 	"internal/store": 2, "internal/registry": 2, "internal/archive": 2, "internal/daemon": 2, "internal/dockerfile": 2, "internal/explore": 2, "internal/debian": 2, "internal/cache": 2,

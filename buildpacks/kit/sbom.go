@@ -7,8 +7,10 @@ import (
 	"encoding/hex"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/package-url/packageurl-go"
 )
@@ -28,8 +30,9 @@ type Package struct {
 	Type string
 	// Namespace is the package URL's: "debian" for Debian's packages.
 	Namespace string
-	Name      string
-	Version   string
+	// Name is the package's. For the type "golang" it is the whole module path.
+	Name    string
+	Version string
 	// Qualifiers of the package URL, such as arch and distro.
 	Qualifiers map[string]string
 	// License is an SPDX expression; LicenseText any other words for it.
@@ -47,7 +50,11 @@ func (p Package) PURL() string {
 	for _, k := range sortedKeys(p.Qualifiers) {
 		q = append(q, packageurl.Qualifier{Key: k, Value: p.Qualifiers[k]})
 	}
-	return packageurl.NewPackageURL(p.Type, p.Namespace, p.Name, p.Version, q, "").ToString()
+	namespace, name := p.Namespace, p.Name
+	if p.Type == "golang" && namespace == "" {
+		namespace, name = path.Split(p.Name)
+	}
+	return packageurl.NewPackageURL(p.Type, strings.Trim(namespace, "/"), name, p.Version, q, "").ToString()
 }
 
 // id tells packages of one BOM apart, the same in every run.
@@ -77,6 +84,23 @@ func (b BOM) digest() string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
+// Files are the BOM in each format, by file name extension: "sbom.cdx.json" and
+// so on.
+func (b BOM) Files() (map[string][]byte, error) {
+	files := map[string][]byte{}
+	for _, f := range formats {
+		text, err := f.encode(b)
+		if err != nil {
+			return nil, err
+		}
+		if !bytes.HasSuffix(text, []byte("\n")) {
+			text = append(text, '\n')
+		}
+		files[f.extension] = text
+	}
+	return files, nil
+}
+
 // formats of a bill of materials: file name extension and encoder.
 var formats = []struct {
 	extension string
@@ -94,15 +118,12 @@ func SBOMFormats() []string {
 }
 
 func (b BOM) write(dir, name string) error {
-	for _, f := range formats {
-		text, err := f.encode(b)
-		if err != nil {
-			return fmt.Errorf("bill of materials %s: %w", name, err)
-		}
-		if !bytes.HasSuffix(text, []byte("\n")) {
-			text = append(text, '\n')
-		}
-		if err := os.WriteFile(filepath.Join(dir, name+"."+f.extension), text, 0o644); err != nil {
+	files, err := b.Files()
+	if err != nil {
+		return fmt.Errorf("bill of materials %s: %w", name, err)
+	}
+	for _, extension := range sortedKeys(files) {
+		if err := os.WriteFile(filepath.Join(dir, name+"."+extension), files[extension], 0o644); err != nil {
 			return err
 		}
 	}

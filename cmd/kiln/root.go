@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"path"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -174,6 +175,16 @@ func readPayload() (platform.Payload, error) {
 			return p, err
 		}
 		*to = content
+	}
+	sboms, err := fs.Glob(payload, "payload/*.sbom.*.json")
+	if err != nil {
+		return p, err
+	}
+	p.SBOMs = map[string][]byte{}
+	for _, name := range sboms {
+		if p.SBOMs[path.Base(name)], err = payload.ReadFile(name); err != nil {
+			return p, err
+		}
 	}
 	all, err := buildpacks.All()
 	if err != nil {

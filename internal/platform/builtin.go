@@ -10,7 +10,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"path"
+	"slices"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -42,6 +44,8 @@ const (
 // of the shipped buildpacks.
 type Payload struct {
 	Launcher, Lifecycle, Buildpacks []byte
+	// SBOMs are those of launcher and lifecycle, by file name.
+	SBOMs map[string][]byte
 	// Shipped are the buildpacks that Buildpacks serves.
 	Shipped []Shipped
 	// Order is the built-in builder's order.toml.
@@ -57,7 +61,7 @@ type Shipped struct {
 }
 
 // payloadFormat changes with the files that are laid out around the payload.
-const payloadFormat = "3"
+const payloadFormat = "4"
 
 // digest names the payload: a builder made from another one is made again.
 func (p Payload) digest() string {
@@ -65,6 +69,10 @@ func (p Payload) digest() string {
 	for _, b := range [][]byte{[]byte(payloadFormat), p.Launcher, p.Lifecycle, p.Buildpacks, p.Order} {
 		fmt.Fprintf(h, "%d:", len(b))
 		h.Write(b)
+	}
+	for _, name := range slices.Sorted(maps.Keys(p.SBOMs)) {
+		fmt.Fprintf(h, "%s:%d:", name, len(p.SBOMs[name]))
+		h.Write(p.SBOMs[name])
 	}
 	for _, s := range p.Shipped {
 		fmt.Fprintf(h, "%s@%s:%d:", s.ID, s.Version, len(s.Descriptor))
@@ -75,7 +83,7 @@ func (p Payload) digest() string {
 
 // check says what is missing in a kiln that was built without make.
 func (p Payload) check() error {
-	if len(p.Launcher) == 0 || len(p.Lifecycle) == 0 || len(p.Buildpacks) == 0 {
+	if len(p.Launcher) == 0 || len(p.Lifecycle) == 0 || len(p.Buildpacks) == 0 || len(p.SBOMs) == 0 {
 		return spec.WithHint(errors.New("this kiln carries no launcher, lifecycle and buildpacks"), "it was built by go build alone: build it with `make build`")
 	}
 	return nil
@@ -92,6 +100,9 @@ func (p Payload) lifecycleFiles() []layer.File {
 		{Path: dirLifecycle + "/.wh..wh..opq", Mode: 0o644},
 		{Path: dirLifecycle + "/launcher", Mode: 0o755, Body: p.Launcher},
 		{Path: dirLifecycle + "/lifecycle", Mode: 0o755, Body: p.Lifecycle},
+	}
+	for _, name := range slices.Sorted(maps.Keys(p.SBOMs)) {
+		files = append(files, layer.File{Path: dirLifecycle + "/" + name, Mode: 0o644, Body: p.SBOMs[name]})
 	}
 	for _, name := range phases {
 		files = append(files, linkFile(dirLifecycle+"/"+name, "lifecycle"))
@@ -248,10 +259,6 @@ func (p *Platform) builtinBuilder(ctx context.Context, build v1.Image) (v1.Image
 
 // builderMetadata is the label io.buildpacks.builder.metadata as pack reads it.
 func (p *Platform) builderMetadata() (string, error) {
-	type apis struct {
-		Deprecated []string `json:"deprecated"`
-		Supported  []string `json:"supported"`
-	}
 	type buildpack struct {
 		ID      string `json:"id"`
 		Version string `json:"version"`
@@ -264,11 +271,8 @@ func (p *Platform) builderMetadata() (string, error) {
 		} `json:"stack"`
 		Images    []spec.RunImageEntry `json:"images"`
 		Lifecycle struct {
-			Version string `json:"version"`
-			APIs    struct {
-				Buildpack apis `json:"buildpack"`
-				Platform  apis `json:"platform"`
-			} `json:"apis"`
+			Version string             `json:"version"`
+			APIs    spec.LifecycleAPIs `json:"apis"`
 		} `json:"lifecycle"`
 		CreatedBy struct {
 			Name    string `json:"name"`
@@ -282,8 +286,7 @@ func (p *Platform) builderMetadata() (string, error) {
 	m.Stack.RunImage.Image = builtinRunImage
 	m.Images = []spec.RunImageEntry{{Image: builtinRunImage}}
 	m.Lifecycle.Version = p.Payload.Version
-	m.Lifecycle.APIs.Buildpack = apis{[]string{}, spec.BuildpackAPIs}
-	m.Lifecycle.APIs.Platform = apis{[]string{}, spec.PlatformAPIs}
+	m.Lifecycle.APIs = spec.OwnLifecycle().APIs
 	m.CreatedBy.Name, m.CreatedBy.Version = "kiln", p.Payload.Version
 	return spec.EncodeLabel(m)
 }
