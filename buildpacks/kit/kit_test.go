@@ -470,3 +470,16 @@ func TestResetRemovesReadOnlyDirectories(t *testing.T) {
 		t.Errorf("left: %v %v", entries, err)
 	}
 }
+
+// Names of Go modules have slashes: a package URL has them in its namespace.
+func TestGolangPURL(t *testing.T) {
+	for name, want := range map[string]string{
+		"github.com/pelletier/go-toml/v2": "pkg:golang/github.com/pelletier/go-toml/v2@v1",
+		"golang.org/x/sys":                "pkg:golang/golang.org/x/sys@v1",
+		"stdlib":                          "pkg:golang/stdlib@v1",
+	} {
+		if got := (kit.Package{Type: "golang", Name: name, Version: "v1"}).PURL(); got != want {
+			t.Errorf("%s is %s, want %s", name, got, want)
+		}
+	}
+}

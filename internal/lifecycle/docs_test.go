@@ -55,6 +55,14 @@ is to be extended in ` + "`/kaniko/cache/base/<digest>`" + `: the image of ` + "
 extended run image from the one directory in ` + "`<extended>/run`" + `: its config, and its layers above the run image's, written
 anew with normal times. The creator extends nothing: it fails where an extension takes part.
 
+## In other builders
+
+` + "`make lifecycle-dist`" + ` packs ` + "`out/lifecycle-<version>+linux.x86-64.tgz`" + ` and ` + "`+linux.arm64.tgz`" + `, the same bytes each time: lifecycle.toml,
+one static binary with a link for each command, the launcher, and the SBOMs of both. Name it in a builder.toml:
+
+    [lifecycle]
+    uri = "out/lifecycle-<version>+linux.x86-64.tgz"
+
 ## Users and credentials
 
 detector and builder run foreign code and refuse to be root. analyzer, restorer, exporter, creator and rebaser can be
