@@ -192,7 +192,7 @@ func (w *world) creator(t *testing.T, p *place) string {
 func (w *world) launch(t *testing.T, repo string, args ...string) ran {
 	t.Helper()
 	flags := slices.Concat([]string{"run", "--rm"}, w.runtime, []string{"--pull", "newer", "--tls-verify=false", "--network", "host", "--log-driver", "none",
-		"--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "--cap-drop", "ALL"})
+		"--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096", "--cap-drop", "ALL"})
 	if w.podman.rootless() {
 		flags = append(flags, "--user", "0:0")
 	}

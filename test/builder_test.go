@@ -25,7 +25,7 @@ import (
 func TestBuilders(t *testing.T) {
 	proofs := map[string]func(*testing.T, *proof){
 		"hello": hello, "everything": everything, "plans": plans, "execenv": execEnvs, "system": systemBuildpacks,
-		"java": java, "node": node,
+		"java": java, "node": node, "extension": extension,
 	}
 	var scenarios []scenario
 	for _, name := range slices.Sorted(maps.Keys(proofs)) {
@@ -118,11 +118,11 @@ func (p *proof) kiln(t *testing.T) string {
 		args = append(args, "--network", "none")
 	}
 	if p.stored {
-		return must(t, append(args, "--publish")...)
+		return patiently(t, append(args, "--publish")...)
 	}
 	p.stored = true
-	said := must(t, args...)
-	must(t, append(args, "--publish")...)
+	said := patiently(t, args...)
+	patiently(t, append(args, "--publish")...)
 	if store := must(t, "inspect", name, "--json"); !strings.Contains(store, p.id(t, "kiln/"+p.s.name)) {
 		t.Errorf("the store and the registry have different images: %s has the ID %s in the registry\n%s", name, p.id(t, "kiln/"+p.s.name), store)
 	}

@@ -148,10 +148,10 @@ func withUnshare(t *testing.T, st *storepkg.Store, small, large v1.Image) v1.Ima
 // of all tests, and may be kept between runs.
 func (w *world) makeBases(t *testing.T) {
 	t.Helper()
-	tools := []string{"util-linux", "sed", "grep", "findutils", "apt"}
+	apt := []string{"apt", "dpkg", "diffutils", "libc-bin", "sed", "tar", "gpgv", "debian-archive-keyring", "grep", "findutils", "gawk"} // what apt-get needs
 	for name, packages := range map[string][]string{
-		"world/run:1":   {"openjdk-17-jre-headless", "nodejs", "apt"},
-		"world/build:1": append(tools, "openjdk-17-jdk-headless", "maven", "nodejs", "npm"),
+		"world/run:1":   append(apt, "openjdk-17-jre-headless", "nodejs"),
+		"world/build:1": append(apt, "openjdk-17-jdk-headless", "maven", "nodejs", "npm", "util-linux"),
 	} {
 		if kiln(t, "inspect", name).code == 0 {
 			continue
@@ -160,9 +160,20 @@ func (w *world) makeBases(t *testing.T) {
 		for _, p := range packages {
 			args = append(args, "--package", p)
 		}
-		must(t, args...)
+		patiently(t, args...)
 	}
-	must(t, "build", "warm-up-builders", "--path", app(t, map[string]string{"f": "x"}), "--buildpack", buildpack(t, "test/nothing", "", ""), "--quiet")
+	patiently(t, "build", "warm-up-builders", "--path", app(t, map[string]string{"f": "x"}), "--buildpack", buildpack(t, "test/nothing", "", ""), "--quiet")
+}
+
+// patiently runs kiln, which must succeed, for as long as the test may run:
+// packages have to come, and compilers to work, on a machine that does more.
+func patiently(t *testing.T, args ...string) string {
+	t.Helper()
+	r := end(t, kilnCommand(t.Context(), t, args...))
+	if r.code != 0 {
+		t.Fatalf("kiln %q: exit %d\n%s%s", args, r.code, r.out, r.err)
+	}
+	return strings.TrimSpace(r.out)
 }
 
 func stored(t *testing.T, st *storepkg.Store, ref string) v1.Image {
@@ -283,14 +294,23 @@ func worldBuildpacks(t *testing.T, scenarios []scenario) (files []layer.File, or
 		order = append(order, s.files["order.toml"]...)
 		for _, descriptor := range slices.Sorted(maps.Keys(s.files)) {
 			dir, file := path.Split(descriptor)
+			read, at := spec.ReadBuildpack, "/cnb/buildpacks"
 			switch file {
 			case "buildpack.toml":
-				b, err := spec.ReadBuildpack([]byte(s.files[descriptor]), descriptor)
-				if err != nil {
-					t.Fatal(err)
-				}
-				files = append(files, packed(path.Join("/cnb/buildpacks", spec.EscapeID(b.Buildpack.ID)), b.Buildpack.Version, s.below(path.Clean(dir)))...)
+			case "extension.toml":
+				read, at = spec.ReadExtension, "/cnb/extensions"
+			default:
+				continue
 			}
+			b, err := read([]byte(s.files[descriptor]), descriptor)
+			if err != nil {
+				t.Fatal(err)
+			}
+			info := b.Buildpack
+			if info.ID == "" {
+				info = b.Extension
+			}
+			files = append(files, packed(path.Join(at, spec.EscapeID(info.ID)), info.Version, s.below(path.Clean(dir)))...)
 		}
 	}
 	return files, order

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -58,6 +59,8 @@ func (p *Platform) BaseFor(name, suite string, build bool, packages, exclude []s
 	if len(packages) > 0 {
 		recipe.Groups = append(recipe.Groups, debian.Group{Name: "packages", Packages: packages})
 	}
+	// What is asked for by name is wanted, also where the built-in image goes without.
+	recipe.Exclude = slices.DeleteFunc(slices.Clone(recipe.Exclude), func(p string) bool { return slices.Contains(packages, p) })
 	recipe.Exclude = append(recipe.Exclude, exclude...)
 	return BaseRequest{Name: name, Recipe: recipe, Build: build, Description: "made by kiln base create from Debian " + suite}
 }
