@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // place is where one app is built, again and again: what a platform mounts for
@@ -122,7 +124,7 @@ func (w *world) container(t *testing.T, p *place, more []string, phase ...string
 }
 
 func (w *world) containerArgs(p *place, network string) []string {
-	args := slices.Concat([]string{"run", "--rm"}, w.runtime, []string{"--network", network, "--log-driver", "none", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096",
+	args := slices.Concat([]string{"run", "--rm"}, w.runtime, []string{"--network", network, "--log-driver", "none", "--ulimit", "nofile=1024:1024", "--ulimit", processes(),
 		"--cap-drop", "ALL", "--security-opt", "no-new-privileges",
 		"--volume", p.dir + "/layers:/layers", "--volume", p.dir + "/app:/workspace", "--volume", p.dir + "/cache:/cache", "--volume", p.dir + "/platform:/platform:ro",
 		"--volume", w.cas + ":" + insideCAs + ":ro"})
@@ -192,7 +194,7 @@ func (w *world) creator(t *testing.T, p *place) string {
 func (w *world) launch(t *testing.T, repo string, args ...string) ran {
 	t.Helper()
 	flags := slices.Concat([]string{"run", "--rm"}, w.runtime, []string{"--pull", "newer", "--tls-verify=false", "--network", "host", "--log-driver", "none",
-		"--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096", "--cap-drop", "ALL"})
+		"--ulimit", "nofile=1024:1024", "--ulimit", processes(), "--cap-drop", "ALL"})
 	if w.podman.rootless() {
 		flags = append(flags, "--user", "0:0")
 	}
@@ -211,4 +213,16 @@ func (p *place) read(t *testing.T, name string) string {
 		t.Fatal(err)
 	}
 	return string(b)
+}
+
+// processes is how many processes a user may have in containers: a quarter of
+// what it may have here, for podman itself may have less. Its own limits are
+// higher than some hosts let even root go, and all that the user runs counts.
+func processes() string {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NPROC, &limit); err != nil {
+		panic(err)
+	}
+	most := min(limit.Cur/4, 1<<20)
+	return fmt.Sprintf("nproc=%d:%d", most, most)
 }

@@ -112,7 +112,7 @@ func (w *world) findRuntime(t *testing.T) {
 	t.Helper()
 	image, errs := w.inPodman(t, worldBuilder), []error(nil)
 	for _, w.runtime = range [][]string{{"--runtime", "runc"}, {"--runtime", "crun", "--cgroups=disabled"}} {
-		args := slices.Concat([]string{"run", "--rm"}, w.runtime, []string{"--network", "host", "--log-driver", "none", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "--user", "0:0", image, "true"})
+		args := slices.Concat([]string{"run", "--rm"}, w.runtime, []string{"--network", "host", "--log-driver", "none", "--ulimit", "nofile=1024:1024", "--ulimit", processes(), "--user", "0:0", image, "true"})
 		_, err := w.podman.run(args...)
 		if err == nil {
 			return
