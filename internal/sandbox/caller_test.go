@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -81,7 +82,7 @@ func TestKilledCaller(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before := mounts(t)
+	before := mountsAt(t, dir)
 	cmd := exec.Command(exe)
 	cmd.Args = []string{probeName, "caller", dir, exe}
 	out, err := cmd.StdoutPipe()
@@ -109,7 +110,7 @@ func TestKilledCaller(t *testing.T) {
 			t.Fatal("the step outlives its caller")
 		}
 	}
-	if after := mounts(t); after != before {
+	if after := mountsAt(t, dir); after != before {
 		t.Errorf("mounts were left:\n%s", after)
 	}
 	if left, _ := filepath.Glob(filepath.Join(dir, ".kiln*")); len(left) > 0 {
@@ -148,4 +149,17 @@ func mounts(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return string(b)
+}
+
+// mountsAt lists the host's mounts where the sandbox of a test attaches some, in a namespace of its own: at
+// and below dir, and the host's own directories. What others mount meanwhile is elsewhere.
+func mountsAt(t *testing.T, dir string) string {
+	t.Helper()
+	var here []string
+	for line := range strings.Lines(mounts(t)) {
+		if at := strings.Fields(line)[4]; within(dir, at) || strings.Count(at, "/") == 1 {
+			here = append(here, line)
+		}
+	}
+	return strings.Join(here, "")
 }

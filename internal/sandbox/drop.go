@@ -14,6 +14,10 @@ var rootCaps = []uintptr{
 	unix.CAP_SETPCAP, unix.CAP_NET_BIND_SERVICE, unix.CAP_SYS_CHROOT, unix.CAP_KILL, unix.CAP_SETFCAP,
 }
 
+// containerCaps are what containers give to root. In place there may be more, and some of it looks into
+// any process, Landlock or not.
+var containerCaps = append([]uintptr{unix.CAP_MKNOD, unix.CAP_NET_RAW, unix.CAP_AUDIT_WRITE}, rootCaps...)
+
 // workerCaps are what the worker and PID 1 need in their own namespace. With a uid other than 0 they
 // must be ambient to survive our own exec.
 var workerCaps = []uintptr{
@@ -71,6 +75,31 @@ func dropPrivileges(r *runRequest) (listener int, err error) {
 		return -1, fmt.Errorf("seccomp: %w", err)
 	}
 	return listener, nil
+}
+
+// limitCaps takes from the calling thread, which is to have no_new_privs, all capabilities but those of
+// keep that it has, and the way back to them.
+func limitCaps(keep []uintptr) error {
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&head, &data[0]); err != nil {
+		return err
+	}
+	if data[0].Effective&(1<<unix.CAP_SETPCAP) != 0 {
+		if err := dropBounding(keep); err != nil {
+			return err
+		}
+	}
+	var mask [2]uint32
+	for _, c := range keep {
+		mask[c/32] |= 1 << (c % 32)
+	}
+	for i := range data {
+		data[i].Permitted &= mask[i]
+		data[i].Effective &= mask[i]
+		data[i].Inheritable = 0 // which empties the ambient set, too
+	}
+	return unix.Capset(&head, &data[0])
 }
 
 // joinNewKeyring gives the calling thread a session keyring of its own, in place of the one that its

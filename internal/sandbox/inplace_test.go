@@ -41,14 +41,19 @@ func TestInPlaceIsProtected(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.Tier != Tier4 || r.Landlock != landlockABI() || !strings.HasPrefix(r.Detail, "tier 4: in place, with a session keyring of its own, no_new_privs, ") {
+	if r.Tier != Tier4 || r.Landlock != landlockABI() || !strings.HasPrefix(r.Detail, "tier 4: in place, with a session keyring of its own, no more capabilities than a container has, no_new_privs, ") {
 		t.Errorf("%+v", r)
 	}
 	inPlace(t, InPlace{}, []string{"status", "NoNewPrivs", "Seccomp"}, "NoNewPrivs 1", "Seccomp 2")
+	want := noCaps
+	if os.Geteuid() == 0 {
+		want = "00000000a80425fb" // as docker has them
+	}
+	inPlace(t, InPlace{}, []string{"status", "CapInh", "CapPrm", "CapEff", "CapAmb"}, "CapInh "+noCaps, "CapPrm "+want, "CapEff "+want, "CapAmb "+noCaps)
 	inPlace(t, InPlace{}, []string{"fds"}, "0", "1", "2")
 	inPlace(t, InPlace{}, []string{"limit", "core"}, "core 0 0")
 	inPlace(t, InPlace{}, []string{"syscalls"}, refusedCalls()...)
-	inPlace(t, InPlace{}, []string{"signal-parents"}, "parent EPERM", "grandparent EPERM")
+	inPlace(t, InPlace{}, []string{"parents"}, "signal parent EPERM", "see parent EACCES|EPERM", "signal grandparent EPERM", "see grandparent EACCES|EPERM")
 }
 
 // TestInPlaceFilesAreKept: what a command must not change it cannot, wherever else it may.
@@ -164,6 +169,46 @@ func TestInPlaceCancelled(t *testing.T) {
 	}
 }
 
+// TestInPlaceAsksAllOfIt: a shell that is asked to end does so when what it waits for has.
+func TestInPlaceAsksAllOfIt(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	out := &ready{first: make(chan struct{})}
+	go func() { <-out.first; cancel() }()
+	c := command("shell")
+	c.Path, c.Stdout = selfExe, out
+	var exit *ExitError
+	if err := (InPlace{Grace: time.Minute}).Run(ctx, c); !errors.As(err, &exit) || exit.Code != 5 || out.said != "ready\nterm\n" {
+		t.Errorf("%v, %q", err, out.said)
+	}
+}
+
+// TestInPlaceReaperKilled: who kills a reaper, as its command can where there is no Landlock, has killed
+// the command.
+func TestInPlaceReaperKilled(t *testing.T) {
+	lock := lockFile(t)
+	out := &ready{first: make(chan struct{})}
+	ended := make(chan error)
+	go func() {
+		c := command("hold", lock)
+		c.Path, c.Stdout = selfExe, out
+		ended <- InPlace{}.Run(t.Context(), c)
+	}()
+	<-out.first
+	reapers, err := children(os.Getpid())
+	if err != nil || len(reapers) != 1 {
+		t.Fatalf("reapers %v, %v", reapers, err)
+	}
+	syscall.Kill(reapers[0], syscall.SIGKILL)
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "its reaper has ended") {
+		t.Errorf("%v", err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); locked(t, lock) != nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the command outlives its reaper")
+		}
+	}
+}
+
 // TestInPlaceCallerKilled: who runs a command and is killed leaves nothing of it.
 func TestInPlaceCallerKilled(t *testing.T) {
 	lock := lockFile(t)
@@ -199,15 +244,20 @@ func TestInPlaceWithLess(t *testing.T) {
 		nrs   []int
 		lines []string
 	}{
-		{"no Landlock", unix.ENOSYS, []int{unix.SYS_LANDLOCK_CREATE_RULESET}, []string{"finding Landlock is not to be had (landlock: operation not supported)", "NoNewPrivs 1", "Seccomp 2"}},
-		{"Landlock refused", unix.EPERM, []int{unix.SYS_LANDLOCK_RESTRICT_SELF}, []string{"finding Landlock is not to be had (landlock: operation not permitted)", "NoNewPrivs 1", "Seccomp 2"}},
-		{"no filter of ours", unix.EPERM, []int{unix.SYS_SECCOMP}, []string{"finding the host refuses filter (filter: operation not permitted)", "NoNewPrivs 1", "Seccomp 2"}},
-		{"no keys", unix.ENOSYS, []int{unix.SYS_KEYCTL}, []string{"NoNewPrivs 1", "Seccomp 2"}},
-		{"a full store of keys", unix.EDQUOT, []int{unix.SYS_KEYCTL}, []string{"finding the session keyring is shared (keyring: disk quota exceeded)", "NoNewPrivs 1", "Seccomp 2"}},
+		{"no Landlock", unix.ENOSYS, []int{unix.SYS_LANDLOCK_CREATE_RULESET}, []string{"finding Landlock is not to be had (landlock: operation not supported)", "NoNewPrivs 1", "Seccomp 2",
+			"signal parent ok", "see parent EACCES|EPERM", "signal grandparent ok", "see grandparent EACCES|EPERM"}},
+		{"Landlock refused", unix.EPERM, []int{unix.SYS_LANDLOCK_RESTRICT_SELF}, []string{"finding Landlock is not to be had (landlock: operation not permitted)", "NoNewPrivs 1", "Seccomp 2",
+			"signal parent ok", "see parent EACCES|EPERM", "signal grandparent ok", "see grandparent EACCES|EPERM"}},
+		{"no filter of ours", unix.EPERM, []int{unix.SYS_SECCOMP}, []string{"finding the host refuses filter (filter: operation not permitted)", "NoNewPrivs 1", "Seccomp 2",
+			"signal parent EPERM", "see parent EACCES|EPERM", "signal grandparent EPERM", "see grandparent EACCES|EPERM"}},
+		{"no keys", unix.ENOSYS, []int{unix.SYS_KEYCTL}, []string{"NoNewPrivs 1", "Seccomp 2",
+			"signal parent EPERM", "see parent EACCES|EPERM", "signal grandparent EPERM", "see grandparent EACCES|EPERM"}},
+		{"a full store of keys", unix.EDQUOT, []int{unix.SYS_KEYCTL}, []string{"finding the session keyring is shared (keyring: disk quota exceeded)", "NoNewPrivs 1", "Seccomp 2",
+			"signal parent EPERM", "see parent EACCES|EPERM", "signal grandparent EPERM", "see grandparent EACCES|EPERM"}},
 	} {
 		numbers := strings.Trim(strings.ReplaceAll(fmt.Sprint(c.nrs), " ", ","), "[]")
 		cmd := exec.Command(selfExe)
-		cmd.Args = []string{probeName, "without", fmt.Sprint(int(c.errno)), numbers, "inplace", "--", "--", "status", "NoNewPrivs", "Seccomp"}
+		cmd.Args = []string{probeName, "without", fmt.Sprint(int(c.errno)), numbers, "inplace", "--", "--", "guarded"}
 		out, err := cmd.CombinedOutput()
 		if err != nil {
 			t.Errorf("%s: %v\n%s", c.name, err, out)

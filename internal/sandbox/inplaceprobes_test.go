@@ -27,11 +27,38 @@ func probeLimit([]string) int {
 	return 0
 }
 
-// probeSignalParents asks whether it could signal whom it is under: its reaper, and that one's caller.
-func probeSignalParents([]string) int {
-	outcome("parent", syscall.Kill(os.Getppid(), 0))
-	outcome("grandparent", syscall.Kill(parentOf(os.Getppid()), 0))
+// probeParents asks whether it could signal whom it is under, its reaper and that one's caller, and see
+// what they have.
+func probeParents([]string) int {
+	for _, p := range []struct {
+		name string
+		pid  int
+	}{{"parent", os.Getppid()}, {"grandparent", parentOf(os.Getppid())}} {
+		outcome("signal "+p.name, syscall.Kill(p.pid, 0))
+		_, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", p.pid))
+		outcome("see "+p.name, err)
+	}
 	return 0
+}
+
+func probeGuarded([]string) int {
+	probeStatus([]string{"NoNewPrivs", "Seccomp"})
+	return probeParents(nil)
+}
+
+// probeShell waits for a child, as shells do, and does not end before.
+func probeShell([]string) int {
+	signal.Ignore(syscall.SIGTERM)
+	pid, err := syscall.ForkExec(selfExe, []string{probeName, "onterm", "5"}, &syscall.ProcAttr{Files: []uintptr{0, 1, 2}})
+	if err != nil {
+		outcome("fork", err)
+		return 1
+	}
+	var status syscall.WaitStatus
+	if _, err := syscall.Wait4(pid, &status, 0, nil); err != nil {
+		outcome("wait", err)
+	}
+	return status.ExitStatus()
 }
 
 func parentOf(pid int) int {
@@ -120,17 +147,19 @@ func probeStopped([]string) int {
 }
 
 // probeRunaway starts another, which is as it is itself, and ends, as fast as it can. It is heard of
-// once.
+// once. Where nobody stops it, it stops after some seconds.
 func probeRunaway([]string) int {
 	fmt.Print("x")
 	runtime.LockOSThread()
-	for {
+	for range 20_000 {
 		// A plain fork: what follows must not need the runtime, whose other threads the child lacks.
 		pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
 		if errno == 0 && pid != 0 {
 			syscall.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
 		}
 	}
+	syscall.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+	return 0
 }
 
 // probeWithout goes on, as another probe, under a filter like that of a container: ERRNO NUMBER,... PROBE...

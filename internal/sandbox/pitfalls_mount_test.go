@@ -142,9 +142,9 @@ func TestPitfall11ProcIsMasked(t *testing.T) {
 func TestPitfall12NothingOfTheHostIsLeft(t *testing.T) {
 	f := newFixture(t, Options{Tier: Tier1})
 	f.write("host-only", "x")
-	before := mounts(t)
+	before := mountsAt(t, f.dir)
 	out := f.must("cat", "/proc/self/mountinfo")
-	if after := mounts(t); before != after {
+	if after := mountsAt(t, f.dir); before != after {
 		t.Errorf("the host's mounts changed:\n%s", after)
 	}
 	out = strings.TrimSuffix(strings.TrimPrefix(out, `/proc/self/mountinfo "`), `"`)

@@ -39,8 +39,7 @@ func (p *process) start(drop func() error, sys *syscall.SysProcAttr) (int, error
 		err error
 	}
 	done := make(chan forked)
-	go func() {
-		runtime.LockOSThread()
+	onOwnThread(func() {
 		if err := drop(); err != nil {
 			done <- forked{0, at("privileges", err)}
 		} else {
@@ -48,13 +47,28 @@ func (p *process) start(drop func() error, sys *syscall.SysProcAttr) (int, error
 			done <- forked{pid, err}
 		}
 		select {}
-	}()
+	})
 	f := <-done
 	unix.Close(null)
 	for i := range p.files() {
 		unix.Close(connFD + 1 + i)
 	}
 	return f.pid, f.err
+}
+
+// onOwnThread runs f on a thread that runs nothing else, and ends with f. It is not the first of the
+// process, which stands for the process before others: whoever is in the Landlock domain of that one
+// may signal the process.
+func onOwnThread(f func()) {
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() != unix.Getpid() {
+			f()
+			return
+		}
+		onOwnThread(f)
+		select {}
+	}()
 }
 
 // exec finds the program with the process's own rights, and starts it.

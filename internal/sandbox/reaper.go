@@ -51,7 +51,9 @@ func runInPlace(c *conn, r *inPlaceRequest) result {
 	unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
 	unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	if r.Probe {
-		return result{Guards: protect(r)}
+		guards := make(chan []guard)
+		onOwnThread(func() { guards <- protect(r) })
+		return result{Guards: <-guards}
 	}
 	pid, err := r.Process.start(func() error { protect(r); return nil }, &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Credential: r.As})
 	if err != nil {
@@ -75,6 +77,9 @@ func protect(r *inPlaceRequest) []guard {
 		all = append(all, guard{tried(name, err), detail})
 	}
 	try("keyring", joinNewKeyring)
+	try("capabilities", func() (string, error) {
+		return "no more capabilities than a container has", limitCaps(containerCaps)
+	})
 	try("no_new_privs", func() (string, error) {
 		return "no_new_privs", unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 	})

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"path"
-	"runtime"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -39,9 +38,7 @@ func supervise(listener int) *supervisor {
 		return s
 	}
 	s.stop = w
-	go func() {
-		// Never unlocked: the thread, whose root is the step's, ends with the goroutine.
-		runtime.LockOSThread()
+	onOwnThread(func() { // whose root will be the step's
 		defer close(s.done)
 		defer stop.Close()
 		defer unix.Close(listener)
@@ -50,7 +47,7 @@ func supervise(listener int) *supervisor {
 		if err := c.prepare(); err == nil {
 			c.serve(int(stop.Fd()))
 		}
-	}()
+	})
 	return s
 }
 
@@ -406,11 +403,7 @@ func tryPretend(c *conn, dir string) error {
 		return err
 	}
 	tried := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		tried <- changeAndLook(c, file)
-		select {} // nothing else may run under this filter
-	}()
+	onOwnThread(func() { tried <- changeAndLook(c, file) }) // nothing else may run under this filter
 	return <-tried
 }
 
