@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Daemon is a running daemon.
@@ -25,6 +27,7 @@ type Daemon struct {
 	Host string // as in DOCKER_HOST
 	dir  string
 	cmd  *exec.Cmd
+	lock *os.File
 }
 
 var (
@@ -112,6 +115,7 @@ func PodmanFlags(dir string) []string {
 // newDaemon makes its directory, in memory if that can be: daemons sync a lot. A
 // socket's path is short by its nature, and so must be podman's run root.
 func newDaemon(kind string) (*Daemon, error) {
+	reclaim()
 	dir, err := os.MkdirTemp("/dev/shm", "kd-")
 	if err != nil {
 		dir, err = os.MkdirTemp("/tmp", "kd-")
@@ -121,7 +125,30 @@ func newDaemon(kind string) (*Daemon, error) {
 	}
 	d := &Daemon{Kind: kind, dir: dir}
 	d.Host = "unix://" + d.path("sock")
-	return d, os.Mkdir(d.path("run"), 0o700)
+	// The kernel drops the lock with this process.
+	if d.lock, err = os.Create(d.path(lockFile)); err == nil {
+		err = unix.Flock(int(d.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	return d, errors.Join(err, os.Mkdir(d.path("run"), 0o700))
+}
+
+const lockFile = "lock"
+
+// reclaim removes what tests left that were killed: it is in memory.
+func reclaim() {
+	locks, _ := filepath.Glob("/dev/shm/kd-*/" + lockFile) // the pattern is good
+	for _, name := range locks {
+		f, err := os.OpenFile(name, os.O_RDWR|unix.O_NOFOLLOW, 0)
+		if err != nil {
+			continue // another user's
+		}
+		const abandoned = time.Minute // it is locked right after it was made
+		fi, err := f.Stat()
+		if err == nil && time.Since(fi.ModTime()) > abandoned && unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			(&Daemon{dir: filepath.Dir(name)}).Stop()
+		}
+		f.Close()
+	}
 }
 
 func (d *Daemon) path(name string) string { return filepath.Join(d.dir, name) }
@@ -200,7 +227,12 @@ func (d *Daemon) Stop() {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 	}
-	_ = syscall.Unmount(d.path("root/overlay"), syscall.MNT_DETACH) // podman as root leaves a mount
+	for _, mount := range []string{"root/overlay", "root"} { // podman leaves one as root, dockerd when it is killed
+		_ = syscall.Unmount(d.path(mount), syscall.MNT_DETACH)
+	}
 	_ = exec.Command("chmod", "-R", "u+rwX", d.dir).Run()
 	_ = os.RemoveAll(d.dir)
+	if d.lock != nil {
+		_ = d.lock.Close()
+	}
 }
