@@ -140,6 +140,7 @@ func TestCacheFailures(t *testing.T) {
 	w := newWorld(t)
 	w.app(host)
 	w.write("a-file", "")
+	push(t, host+"/other:1", runImage(t))
 	for name, test := range map[string]struct {
 		args []string
 		want string
@@ -149,7 +150,7 @@ func TestCacheFailures(t *testing.T) {
 		"below a file":       {[]string{"-cache-dir", w.path("a-file/cache")}, "a-file"},
 		"a file":             {[]string{"-cache-dir", w.path("a-file")}, "a-file"},
 		"on a full disk":     {[]string{"-cache-dir", "/dev/full"}, "/dev/full"},
-		"a registry's image": {[]string{"-cache-image", host + "/run:1"}, "no label"},
+		"a registry's image": {[]string{"-cache-image", host + "/other:1"}, "no label"},
 	} {
 		if err := os.RemoveAll(w.path("layers")); err != nil {
 			t.Fatal(err)
@@ -168,6 +169,26 @@ func TestCacheFailures(t *testing.T) {
 		if saved := name == "a registry's image"; strings.Contains(warned, "the cache is not saved") == saved {
 			t.Errorf("%s: it warns %q", name, warned)
 		}
+	}
+}
+
+// A cache image never takes the place of another image of the build.
+func TestCacheImageNames(t *testing.T) {
+	host := newRegistry(t)
+	w := newWorld(t)
+	w.app(host)
+	w.build(host)
+	before, run := digestOf(t, host+"/me/app:1"), digestOf(t, host+"/run:1")
+	for _, name := range []string{host + "/me/app:1", host + "/me/app:2", host + "/run:1", host + "/me/old"} {
+		analyze := []string{"-run", w.path("run.toml"), "-previous-image", host + "/me/old:latest", "-tag", host + "/me/app:2", "-cache-image", name, host + "/me/app:1"}
+		w.want(spec.ExitInvalidArgs, w.run(analyzer, analyze...))
+		if out := w.stderr.String(); !strings.Contains(out, name) {
+			t.Errorf("%s: %s", name, out)
+		}
+	}
+	w.want(spec.ExitInvalidArgs, w.run(exporter, "-cache-image", host+"/me/app:2", "-launcher", w.path("launcher"), host+"/me/app:1", host+"/me/app:2"))
+	if digestOf(t, host+"/me/app:1") != before || digestOf(t, host+"/run:1") != run {
+		t.Error("an image was replaced")
 	}
 }
 

@@ -36,6 +36,9 @@ func (h Host) export(ctx context.Context, in inputs) error {
 	if err := p.checkTags(in.args); err != nil {
 		return err
 	}
+	if err := p.checkCacheName(in.cacheImage, in.args...); err != nil {
+		return err
+	}
 	launch, err := h.openLaunchCache(ctx, in, p)
 	if err != nil {
 		return err

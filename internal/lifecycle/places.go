@@ -141,10 +141,7 @@ func (p *Places) checkShared(images []string, run spec.RunTOML, chosen string) e
 	if _, ok := p.Target.(daemon.Described); !ok {
 		return nil
 	}
-	names := []string{chosen}
-	for _, e := range run.Images {
-		names = append(append(names, e.Image), e.Mirrors...)
-	}
+	names := append([]string{chosen}, run.Names()...)
 	for _, ref := range images {
 		same := func(other string) bool { return fullName(other) == fullName(ref) }
 		if i := slices.IndexFunc(names, same); i >= 0 {
@@ -160,6 +157,20 @@ func fullName(ref string) string {
 		return ref
 	}
 	return parsed.Name()
+}
+
+// checkCacheName refuses a cache image of another's name: it would take that
+// image's place.
+func (p *Places) checkCacheName(cacheImage string, others ...string) error {
+	if _, ok := p.Target.(*registry.Registry); !ok || cacheImage == "" {
+		return nil // the others are elsewhere
+	}
+	for _, other := range others {
+		if other != "" && fullName(other) == fullName(cacheImage) {
+			return invalid("cache image %s: that is the name of another image of this build, %s", cacheImage, other)
+		}
+	}
+	return nil
 }
 
 // checkCacheImage makes sure of the cache image, which is in a registry wherever

@@ -79,9 +79,7 @@ func conceal() error {
 func (h Host) references(in inputs) []string {
 	refs := slices.Concat(in.args, in.tags, []string{in.previousImage, in.runImage, in.deprecatedImage, in.cacheImage, in.buildImage})
 	if run, err := h.runImages(in); err == nil { // else the phase will say so
-		for _, i := range run.Images {
-			refs = append(append(refs, i.Image), i.Mirrors...)
-		}
+		refs = append(refs, run.Names()...)
 	}
 	if a, err := h.analyzed(in); err == nil && in.phase != analyzer && in.phase != creator {
 		if a.RunImage != nil {

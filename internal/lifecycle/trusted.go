@@ -34,6 +34,9 @@ func (h Host) analyze(ctx context.Context, in inputs) error {
 	if err := p.checkShared(append([]string{names.Image}, names.Tags...), run, names.Run); err != nil {
 		return err
 	}
+	if err := p.checkCacheName(names.Cache, slices.Concat([]string{names.Image, names.Previous, names.Run}, names.Tags, run.Names())...); err != nil {
+		return err
+	}
 	if err := h.checkCacheImage(ctx, in, p); err != nil {
 		return err
 	}

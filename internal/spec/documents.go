@@ -170,6 +170,15 @@ type RunTOML struct {
 	Images []RunImageEntry `toml:"images,omitempty"`
 }
 
+// Names are all run images and their mirrors, in order.
+func (r RunTOML) Names() []string {
+	var names []string
+	for _, e := range r.Images {
+		names = append(append(names, e.Image), e.Mirrors...)
+	}
+	return names
+}
+
 // RunImageEntry is one run image and its mirrors.
 type RunImageEntry struct {
 	Image   string   `toml:"image" json:"image"`
