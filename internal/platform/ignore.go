@@ -35,13 +35,34 @@ func parsePatterns(lines []string) patterns {
 		}
 		anchored := strings.Contains(line, "/")
 		line = strings.TrimPrefix(line, "/")
-		p.segments = strings.Split(line, "/")
+		p.segments = segments(line)
 		if !anchored {
 			p.segments = append([]string{"**"}, p.segments...)
 		}
 		ps = append(ps, p)
 	}
 	return ps
+}
+
+// segments splits a pattern at its slashes. One in a class is a character of
+// it, which no name has.
+func segments(line string) []string {
+	var list []string
+	from := 0
+	for i := 0; i < len(line); i++ {
+		switch line[i] {
+		case '\\':
+			i++
+		case '[':
+			if _, rest, valid := matchClass(line[i+1:], 0); valid {
+				i = len(line) - len(rest) - 1
+			}
+		case '/':
+			list = append(list, line[from:i])
+			from = i + 1
+		}
+	}
+	return append(list, line[from:])
 }
 
 // trimTrailingSpaces drops unescaped spaces at the end of a line, as git does.

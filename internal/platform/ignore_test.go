@@ -31,6 +31,8 @@ func TestPatterns(t *testing.T) {
 		{"# x", "# x", false},
 		{"[a-c]x", "bx", true},
 		{"[!a-c]x", "bx", false},
+		{"[/[a-f]", "a", true},
+		{"[/x]y", "d/xy", false},
 		{"a b ", "a b", true},
 		{"\xff*", "\xffz", true},
 	} {
