@@ -71,7 +71,7 @@ func Run(ctx context.Context, phase string, args, environ []string, host Host) i
 		fmt.Fprintf(host.stderr(), "%s: error: %s\n", phase, sentence(err))
 		return spec.ExitCode(err, spec.ExitGeneric)
 	}
-	host.Events = host.sink(in)
+	host.Events, host.layers = host.sink(in), in.layers
 	if host.Places == nil {
 		host.Places = &Places{}
 		defer host.Places.close()
@@ -97,7 +97,7 @@ func Do(ctx context.Context, phase string, args, environ []string, host Host) er
 	if err != nil {
 		return err
 	}
-	host.Events = host.sink(in)
+	host.Events, host.layers = host.sink(in), in.layers
 	f := host.phase
 	if phase == creator {
 		f = host.create
@@ -152,7 +152,6 @@ func (h Host) frame(phase string, f func() error) error {
 }
 
 func (h Host) phase(ctx context.Context, in inputs, environ []string) error {
-	h.layers = in.layers
 	switch in.phase {
 	case analyzer:
 		return h.analyze(ctx, in)

@@ -354,7 +354,7 @@ func TestImageVariants(t *testing.T) {
 				t.Error(c.Created)
 			}
 		}},
-		"exec env": {nil, func(in *Input) { in.ExecEnv = "test" }, func(t *testing.T, c *v1.ConfigFile) {
+		"exec env": {[]int{148}, func(in *Input) { in.ExecEnv = "test" }, func(t *testing.T, c *v1.ConfigFile) {
 			if c.Config.Labels[spec.ExecEnvLabel] != "test" || !strings.Contains(c.Config.Labels[spec.LifecycleMetadataLabel], `"exec-env":"test"`) {
 				t.Error(c.Config.Labels)
 			}

@@ -249,7 +249,7 @@ func TestIgnoreWhereADirectoryCannotBeRenamed(t *testing.T) {
 }
 
 func TestBuildMetadata(t *testing.T) {
-	conform.Covers(t, 115, 120, 123)
+	conform.Covers(t, 115, 120, 123, 126)
 	w := newWorld(t)
 	w.add(pack{name: "a@1", build: `cat > $CNB_LAYERS_DIR/launch.toml <<E
 [[labels]]
