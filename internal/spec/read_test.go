@@ -33,6 +33,7 @@ var readers = map[string]func(b []byte, name string) (any, error){
 	"buildpack.toml":        func(b []byte, n string) (any, error) { return ReadBuildpack(b, n) },
 	"extension.toml":        func(b []byte, n string) (any, error) { return ReadExtension(b, n) },
 	"project.toml":          func(b []byte, n string) (any, error) { return ReadProject(b, n) },
+	"lifecycle.toml":        func(b []byte, n string) (any, error) { return ReadLifecycle(b, n) },
 	"extend-config.toml": func(b []byte, n string) (any, error) {
 		c, _, err := ReadExtendConfig(b, n)
 		return c, err

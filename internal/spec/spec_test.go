@@ -485,6 +485,7 @@ func FuzzRead(f *testing.F) {
 		"[run-image]\nreference='r'\n[run-image.target]\nos='linux'\n[metadata]\napp=[{sha='x'}]\n",
 		"[_]\nschema-version='0.2'\n[[io.buildpacks.group]]\nid='a'\n", "[build]\ninclude=['a']\n",
 		"[[build.args]]\nname='a'\nvalue='b'\n[[run.args]]\nname='c'\nvalue=''\nx=1\n", "[build-image]\nreference='r'\nextend=true\n",
+		"[api]\nplatform='0.3'\nbuildpack='0.2'\n[apis.platform]\nsupported=['0.3','1']\ndeprecated=['0.3']\n", "[[build.args]]\nname='a'\nvalue='b'\n",
 		"a=[[[[[[1]]]]]]", "\"\" = 1\n", "x = \"\\u0000\"", "command = 1", "[[processes]]\ncommand=1\n[[processes.command]]\n", "\xff",
 	} {
 		f.Add(seed)
