@@ -75,6 +75,20 @@ func TestAptWithoutSubIDs(t *testing.T) {
 	}
 }
 
+// TestOneNameForOwners: what a step records is what layers are made of, and the other way round.
+func TestOneNameForOwners(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := layer.SetOwner(unix.AT_FDCWD, file, layer.Owner{UID: 42, GID: 101}, layer.Record); err != nil {
+		t.Fatal(err)
+	}
+	if got := attribute(t, file, sandbox.OwnerXattr); got != "42:101" {
+		t.Errorf("a layer's owner is %q to the sandbox", got)
+	}
+}
+
 // debianRoot makes a Debian with apt in root, and returns what a step needs of this host.
 func debianRoot(t *testing.T, root, host string) []sandbox.Mount {
 	t.Helper()
