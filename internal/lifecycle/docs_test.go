@@ -76,9 +76,9 @@ they name, else access is anonymous. There is no keychain for Amazon's and Azure
 give a token in ` + "`CNB_REGISTRY_AUTH`" + `; ` + "`CNB_REGISTRY_AUTH_KEYCHAIN_SKIP_AMAZON` and `_AZURE`" + ` have no effect.
 
 A process that holds credentials cannot be traced or read by others of its user, hands no file on, and gives buildpacks
-an environment of the specification's making. What started it is not in its hand: a shell with ` + "`CNB_REGISTRY_AUTH`" + ` in its
-environment that waits for the creator, as the same user, shows it to buildpacks. Let it ` + "`exec`" + ` the creator, or use the five
-phases.
+an environment of the specification's making. What started it is not in its hand: where the kernel has no Landlock, a shell
+with ` + "`CNB_REGISTRY_AUTH`" + ` in its environment that waits for the creator, as the same user, shows it to buildpacks. Let it
+` + "`exec`" + ` the creator, or use the five phases.
 `
 
 // docs/lifecycle.md is the table of inputs, for people.
