@@ -1,8 +1,13 @@
 package registry
 
 import (
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -67,5 +72,40 @@ func TestKeepFailure(t *testing.T) {
 	}
 	if err := r.CheckWrite(t.Context(), host+"/app"); err == nil || !strings.Contains(err.Error(), "nowhere-to-be-found") {
 		t.Errorf("%v", err)
+	}
+}
+
+// Certificates are kept, too.
+func TestKeepCertificates(t *testing.T) {
+	srv := httptest.NewUnstartedServer(nil)
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
+	memory(t, func(h http.Handler) http.Handler {
+		srv.Config.Handler = h
+		return h
+	})
+	srv.StartTLS()
+	t.Cleanup(srv.Close)
+	host := strings.TrimPrefix(srv.URL, "https://")
+	dir := t.TempDir()
+	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})
+	if err := errors.Join(os.Mkdir(filepath.Join(dir, host), 0o755), os.WriteFile(filepath.Join(dir, host, "ca.crt"), ca, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	for keep, want := range map[bool]bool{true: true, false: false} {
+		r, _ := newRegistry(t, Options{})
+		r.certDirs = []string{dir}
+		if keep {
+			r.Keep(t.Context(), []string{host + "/app"}, nil)
+		}
+		gone := dir + "-gone"
+		if err := os.Rename(dir, gone); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.CheckWrite(t.Context(), host+"/app"); (err == nil) != want {
+			t.Errorf("kept %t: %v", keep, err)
+		}
+		if err := os.Rename(gone, dir); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
