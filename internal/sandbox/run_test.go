@@ -292,6 +292,7 @@ func TestSpecIsChecked(t *testing.T) {
 	mount := func(m Mount) Spec { return bad(func(s *Spec) { s.Mounts = []Mount{m} }) }
 	for want, spec := range map[string]Spec{
 		"are not mapped":      bad(func(s *Spec) { s.UID = 0 }),
+		"groups [5] are not":  bad(func(s *Spec) { s.Groups = []int{5} }),
 		`network "offline"`:   bad(func(s *Spec) { s.Network = "offline" }),
 		"a lower or an upper": bad(func(s *Spec) { s.Root = Overlay{} }),
 		"a work directory":    bad(func(s *Spec) { s.Root = Overlay{Lowers: []string{"/a"}, Upper: "/b"} }),

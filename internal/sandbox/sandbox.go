@@ -11,7 +11,7 @@
 //
 // What is promised: the step sees only its root, its mounts and (unless Network is "none") the
 // host's network; no process, mount or temporary directory outlives Run, nor a killed caller.
-// What is not: limits on memory and CPU, and with a single id map (tiers 1, 2, 3) the dropping of
+// What is not: limits on memory and CPU, and with a single id map (all tiers but 1s) the dropping of
 // the caller's supplementary groups, so a host socket must never be bound into a step.
 package sandbox
 

@@ -107,6 +107,12 @@ func TestTier1S(t *testing.T) {
 	f.wantFewFDs() // the numbers are the namespace's root's to see
 	f.spec.UID, f.spec.GID = 33, 33
 	f.want(f.must("status", "Uid", "Groups", "CapEff"), "Uid 33,33,33,33", "Groups 33", "CapEff "+noCaps)
+	f.spec.Groups = []int{24, 4}
+	f.want(f.must("status", "Gid", "Groups"), "Gid 33,33,33,33", "Groups 4,24,33")
+	f.spec.Groups = []int{mappedIDs}
+	if _, err := f.try("exit", "0"); err == nil || !strings.Contains(err.Error(), "set groups [33 65536]") {
+		t.Errorf("a group that is not mapped: %v", err)
+	}
 	fi, err := os.Lstat(filepath.Join(f.spec.Root.Upper, "tmp/owned"))
 	if err != nil || int(fi.Sys().(*syscall.Stat_t).Uid) == os.Geteuid() {
 		t.Errorf("the owner is not a sub-id: %v", err)
