@@ -2,7 +2,6 @@ package layer
 
 import (
 	"archive/tar"
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -67,10 +66,9 @@ type unpacker struct {
 	owners Owners // 0: everything is the caller's
 	limits Limits
 	buf    []byte
+	in     *Reader
 
 	skipped []string
-
-	entries, bytes int64
 
 	// The parent directory used last, by its path in the tar. Tars list a
 	// directory's files together, so one is enough.
@@ -82,6 +80,7 @@ type unpacker struct {
 	// order they were first seen.
 	dirs     map[fileID]*dirMeta
 	dirOrder []fileID
+	names    int64 // bytes of their paths
 
 	// present holds, for ApplyPlain, what this layer brought.
 	present map[fileID]struct{}
@@ -106,61 +105,23 @@ func (u *unpacker) forgetParent() {
 }
 
 func (u *unpacker) run(ctx context.Context, r io.Reader) error {
-	br := bufio.NewReaderSize(r, copyBuffer)
-	tr := tar.NewReader(br)
+	u.in = NewReader(ctx, r, u.limits)
 	for {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		hdr, err := tr.Next()
+		hdr, err := u.in.Next()
 		if err == io.EOF {
-			break
+			return u.finishDirs()
+		}
+		if err == nil {
+			err = u.entry(ctx, hdr)
 		}
 		if err != nil {
-			return fmt.Errorf("after %d entries: %w", u.entries, err)
-		}
-		if u.entries++; u.entries > u.limits.Entries {
-			return limitError(hdr.Name, "entries", u.limits.Entries)
-		}
-		if err := u.entry(ctx, hdr, tr); err != nil {
 			return err
-		}
-	}
-	if err := drain(ctx, br, u.buf, u.bytes, u.limits); err != nil {
-		return err
-	}
-	return u.finishDirs()
-}
-
-// drain reads what follows the archive, so that a caller who hashes r sees all
-// of it. bytes of the limits are used up.
-func drain(ctx context.Context, r io.Reader, buf []byte, bytes int64, limits Limits) error {
-	for {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		n, err := r.Read(buf)
-		if bytes += int64(n); bytes > limits.Bytes {
-			return limitError("end of archive", "bytes", limits.Bytes)
-		}
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("after the end of the archive: %w", err)
 		}
 	}
 }
 
 // entry unpacks one tar entry.
-func (u *unpacker) entry(ctx context.Context, hdr *tar.Header, body io.Reader) error {
-	if hdr.Typeflag == tar.TypeXGlobalHeader {
-		return nil
-	}
-	if hdr.Size > u.limits.Bytes-u.bytes {
-		return limitError(hdr.Name, "bytes", u.limits.Bytes)
-	}
-	u.bytes += max(hdr.Size, 0)
+func (u *unpacker) entry(ctx context.Context, hdr *tar.Header) error {
 	path, err := u.clean(hdr.Name)
 	if err != nil {
 		return err
@@ -184,7 +145,7 @@ func (u *unpacker) entry(ctx context.Context, hdr *tar.Header, body io.Reader) e
 	case tar.TypeDir:
 		err = u.directory(fd, path, base, hdr)
 	case tar.TypeReg, tar.TypeGNUSparse, tar.TypeCont:
-		err = u.regular(ctx, fd, base, hdr, body)
+		err = u.regular(ctx, fd, base, hdr)
 	case tar.TypeSymlink:
 		err = u.symlink(fd, base, hdr)
 	case tar.TypeLink:
@@ -271,7 +232,8 @@ func (u *unpacker) openParent(path string) (int, error) {
 }
 
 // makeParents makes the missing components of path, one attempt each: what
-// cannot be opened after that (a broken link, a file) is refused.
+// cannot be opened after that (a broken link, a file) is refused. Each that is
+// made counts as an entry.
 func (u *unpacker) makeParents(path string) (int, error) {
 	fd := u.root
 	for end := 0; end < len(path); {
@@ -282,10 +244,7 @@ func (u *unpacker) makeParents(path string) (int, error) {
 			end = len(path)
 		}
 		prefix, base := path[:end], path[start:end]
-		next, err := openInRoot(u.root, prefix, unix.O_PATH|unix.O_DIRECTORY)
-		if err == unix.ENOENT || err == unix.ENOTDIR {
-			next, err = u.makeParent(fd, prefix, base, err)
-		}
+		next, err := u.step(fd, prefix, base)
 		if fd != u.root {
 			unix.Close(fd)
 		}
@@ -296,6 +255,19 @@ func (u *unpacker) makeParents(path string) (int, error) {
 		end++ // the slash
 	}
 	return fd, nil
+}
+
+// step opens the directory base in fd, which is at prefix, or makes it. Only a
+// link is resolved from the root.
+func (u *unpacker) step(fd int, prefix, base string) (int, error) {
+	next, err := openat(fd, base, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err == unix.ENOTDIR { // O_PATH opens links, which are none
+		next, err = openInRoot(u.root, prefix, unix.O_PATH|unix.O_DIRECTORY)
+	}
+	if err == unix.ENOENT || err == unix.ENOTDIR {
+		return u.makeParent(fd, prefix, base, err)
+	}
+	return next, err
 }
 
 func (u *unpacker) makeParent(fd int, prefix, base string, why error) (int, error) {
@@ -312,6 +284,9 @@ func (u *unpacker) makeParent(fd int, prefix, base string, why error) (int, erro
 	case err != unix.ENOENT:
 		return -1, err
 	}
+	if err := u.in.count(prefix); err != nil {
+		return -1, err
+	}
 	if err := unix.Mkdirat(fd, base, 0o700); err != nil {
 		return -1, err
 	}
@@ -319,7 +294,12 @@ func (u *unpacker) makeParent(fd int, prefix, base string, why error) (int, erro
 	if err != nil {
 		return -1, err
 	}
-	if err = u.setDir(next, prefix, 0o755, nil); err == nil && hidden {
+	// In a directory that hands its group on it would not be root's.
+	err = u.own(next, "", &tar.Header{})
+	if err == nil {
+		err = u.setDir(next, prefix, 0o755, nil)
+	}
+	if err == nil && hidden {
 		err = setOpaque(fd, base)
 	}
 	if err != nil {
@@ -342,9 +322,11 @@ func (u *unpacker) makeWritable(fd int, path string) error {
 	if _, known := u.dirs[idOf(&st)]; known {
 		return nil
 	}
-	id := idOf(&st)
-	u.dirs[id] = &dirMeta{path: path, mode: permBits(&st)}
-	u.dirOrder = append(u.dirOrder, id)
+	meta, err := u.remember(idOf(&st), path)
+	if err != nil {
+		return err
+	}
+	meta.mode = permBits(&st)
 	return unix.Chmod(procPath(fd), permBits(&st)|0o700)
 }
 
@@ -372,13 +354,25 @@ func (u *unpacker) setDir(fd int, path string, mode uint32, time []unix.Timespec
 	id := idOf(&st)
 	meta := u.dirs[id]
 	if meta == nil {
-		meta = &dirMeta{path: path}
-		u.dirs[id] = meta
-		u.dirOrder = append(u.dirOrder, id)
+		var err error
+		if meta, err = u.remember(id, path); err != nil {
+			return err
+		}
 	}
 	meta.mode, meta.time = mode, time
 	u.bring(id)
 	return nil
+}
+
+// remember begins what is remembered of a directory.
+func (u *unpacker) remember(id fileID, path string) (*dirMeta, error) {
+	if u.names += int64(len(path)); u.names > u.limits.Names {
+		return nil, limitError(path, "bytes in names of directories", u.limits.Names)
+	}
+	meta := &dirMeta{path: path}
+	u.dirs[id] = meta
+	u.dirOrder = append(u.dirOrder, id)
+	return meta, nil
 }
 
 // bring records, for whiteouts, that this layer holds the file.

@@ -32,8 +32,13 @@ func openat(dirfd int, name string, flags int, perm uint32) (int, error) {
 }
 
 // inRootRetries bounds the attempts of openInRoot: the kernel answers EAGAIN
-// for ".." while any rename or mount happens on the machine.
-const inRootRetries = 256
+// for ".." while any rename or mount happens on the machine. It also begins
+// again by itself then, and counts the links twice: more than 20 on one way may
+// be too many for it, of which loopRetries are enough to be sure.
+const (
+	inRootRetries = 256
+	loopRetries   = 8
+)
 
 // openInRoot opens path as a process whose root is rootfd would, so neither
 // ".." nor an absolute symlink leads out of it.
@@ -49,6 +54,7 @@ func openInRoot(rootfd int, path string, flags int) (int, error) {
 		fd, err := unix.Openat2(rootfd, path, &how)
 		switch {
 		case err == unix.EINTR:
+		case err == unix.ELOOP && try < loopRetries:
 		case err == unix.EAGAIN && try < inRootRetries:
 			if try > 16 {
 				time.Sleep(time.Duration(try) * 50 * time.Microsecond)

@@ -45,7 +45,7 @@ func (u *unpacker) directory(fd int, path, base string, hdr *tar.Header) error {
 	return u.noteDir(child, path, hdr)
 }
 
-func (u *unpacker) regular(ctx context.Context, fd int, base string, hdr *tar.Header, body io.Reader) error {
+func (u *unpacker) regular(ctx context.Context, fd int, base string, hdr *tar.Header) error {
 	const flags = unix.O_WRONLY | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW
 	file, err := openat(fd, base, flags, 0o600)
 	if err == unix.EEXIST {
@@ -57,16 +57,16 @@ func (u *unpacker) regular(ctx context.Context, fd int, base string, hdr *tar.He
 	if err != nil {
 		return err
 	}
-	err = errors.Join(u.fill(ctx, file, hdr, body), unix.Close(file))
+	err = errors.Join(u.fill(ctx, file, hdr), unix.Close(file))
 	if err != nil {
 		return err
 	}
 	return unix.UtimesNanoAt(fd, base, times(hdr), unix.AT_SYMLINK_NOFOLLOW)
 }
 
-func (u *unpacker) fill(ctx context.Context, file int, hdr *tar.Header, body io.Reader) error {
+func (u *unpacker) fill(ctx context.Context, file int, hdr *tar.Header) error {
 	for {
-		n, err := body.Read(u.buf)
+		n, err := u.in.Read(u.buf)
 		if werr := writeFull(file, u.buf[:n]); werr != nil {
 			return werr
 		}

@@ -2,7 +2,6 @@ package layer
 
 import (
 	"archive/tar"
-	"bufio"
 	"context"
 	"errors"
 	"io"
@@ -19,44 +18,25 @@ import (
 // returns the names, in order. It reads r to its end; when it fails, what was
 // written stays. A layer that exceeds limits fails with ErrLimit.
 func Extract(ctx context.Context, root *os.Root, r io.Reader, within string, limits Limits) ([]string, error) {
-	limits = limits.withDefaults()
-	limited := &io.LimitedReader{R: r, N: limits.Bytes}
-	in := bufio.NewReaderSize(limited, copyBuffer)
-	tr := tar.NewReader(in)
+	in := NewReader(ctx, r, limits)
 	files := map[string]bool{}
-	for entries, bytes := int64(0), int64(0); ; {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		hdr, err := tr.Next()
+	for {
+		hdr, err := in.Next()
 		if err == io.EOF {
-			break
+			return slices.Sorted(maps.Keys(files)), nil
 		}
 		if err != nil {
 			return nil, err
 		}
-		if entries++; entries > limits.Entries {
-			return nil, limitError(hdr.Name, "entries", limits.Entries)
-		}
 		name := path.Clean("/" + hdr.Name)
-		if hdr.Typeflag != tar.TypeReg || !strings.HasPrefix(name, within+"/") || strings.HasPrefix(path.Base(name), ".wh.") {
+		if hdr.Typeflag != tar.TypeReg || !strings.HasPrefix(name, within+"/") || strings.HasPrefix(path.Base(name), whiteoutPrefix) {
 			continue
 		}
-		if bytes += hdr.Size; bytes > limits.Bytes || hdr.Size > limits.Bytes { // a sparse file takes less in the tar
-			return nil, limitError(hdr.Name, "bytes", limits.Bytes)
-		}
-		if err := extractFile(root, name[1:], tr); err != nil {
-			return nil, err
+		if err := extractFile(root, name[1:], in); err != nil {
+			return nil, entryError(hdr.Name, err)
 		}
 		files[name[1:]] = true
 	}
-	if _, err := io.Copy(io.Discard, in); err != nil {
-		return nil, err
-	}
-	if limited.N <= 0 {
-		return nil, limitError("", "bytes", limits.Bytes)
-	}
-	return slices.Sorted(maps.Keys(files)), nil
 }
 
 func extractFile(root *os.Root, name string, r io.Reader) error {

@@ -64,10 +64,11 @@ type File struct {
 
 // Limits bounds what Apply takes from one layer. A zero field means its default.
 type Limits struct {
-	Entries int64 // tar entries; default 2,000,000
+	Entries int64 // tar entries, and directories that only lead to one; default 2,000,000
 	Bytes   int64 // file contents, and bytes after the end of the archive; default 64 GiB
 	Path    int   // bytes in one name; default and maximum 4095, the kernel's PATH_MAX
 	Depth   int   // components in one name; default 2048
+	Names   int64 // bytes in the names of all directories, which are remembered; default 128 MiB
 }
 
 // Defaults of Limits. The largest images in use (machine learning models,
@@ -78,6 +79,7 @@ const (
 	maxPath        = 4095
 	maxName        = 255
 	defaultDepth   = 2048
+	defaultNames   = 128 << 20
 )
 
 func (l Limits) withDefaults() Limits {
@@ -92,6 +94,9 @@ func (l Limits) withDefaults() Limits {
 	}
 	if l.Depth <= 0 {
 		l.Depth = defaultDepth
+	}
+	if l.Names <= 0 {
+		l.Names = defaultNames
 	}
 	return l
 }

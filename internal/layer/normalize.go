@@ -2,7 +2,6 @@ package layer
 
 import (
 	"archive/tar"
-	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -16,73 +15,35 @@ import (
 // so that a caller who hashes r sees all of it. What exceeds limits is an error
 // that wraps ErrLimit.
 func Normalize(ctx context.Context, w io.Writer, r io.Reader, limits Limits) error {
-	n := &normalizer{ctx: ctx, out: tar.NewWriter(w), limits: limits.withDefaults(), buf: make([]byte, copyBuffer)}
-	in := bufio.NewReaderSize(r, copyBuffer)
-	if err := n.run(tar.NewReader(in)); err != nil {
-		return err
-	}
-	if err := n.out.Close(); err != nil {
-		return fmt.Errorf("write layer: %w", err)
-	}
-	return drain(ctx, in, n.buf, n.bytes, n.limits)
-}
-
-// normalizer is the state of one Normalize.
-type normalizer struct {
-	ctx            context.Context
-	out            *tar.Writer
-	limits         Limits
-	entries, bytes int64
-	buf            []byte
-}
-
-func (n *normalizer) run(in *tar.Reader) error {
+	in, out := NewReader(ctx, r, limits), tar.NewWriter(w)
+	buf := make([]byte, copyBuffer)
 	for {
 		hdr, err := in.Next()
 		if err == io.EOF {
-			return nil
+			break
 		}
 		if err != nil {
-			return fmt.Errorf("read layer after %d entries: %w", n.entries, err)
+			return fmt.Errorf("read layer: %w", err)
 		}
-		if n.entries++; n.entries > n.limits.Entries {
-			return limitError(hdr.Name, "entries", n.limits.Entries)
-		}
-		if hdr.Typeflag == tar.TypeXGlobalHeader {
-			continue // of no meaning to the reader either
-		}
-		if hdr.Size > n.limits.Bytes-n.bytes {
-			return limitError(hdr.Name, "bytes", n.limits.Bytes)
-		}
-		n.bytes += hdr.Size
-		if err := n.copy(hdr, in); err != nil {
+		if err := normalize(out, hdr, in, buf); err != nil {
 			return entryError(hdr.Name, err)
 		}
 	}
+	if err := out.Close(); err != nil {
+		return fmt.Errorf("write layer: %w", err)
+	}
+	return nil
 }
 
-func (n *normalizer) copy(hdr *tar.Header, body io.Reader) error {
+func normalize(out *tar.Writer, hdr *tar.Header, body io.Reader, buf []byte) error {
 	hdr.ModTime, hdr.AccessTime, hdr.ChangeTime = ModTime, time.Time{}, time.Time{}
 	hdr.Format = tar.FormatUnknown // the plainest that has room for it
 	if hdr.Typeflag == tar.TypeGNUSparse {
 		hdr.Typeflag = tar.TypeReg
 	}
-	if err := n.out.WriteHeader(hdr); err != nil {
+	if err := out.WriteHeader(hdr); err != nil {
 		return err
 	}
-	_, err := io.CopyBuffer(n.out, contextReader{n.ctx, body}, n.buf)
+	_, err := io.CopyBuffer(out, body, buf)
 	return err
-}
-
-// contextReader ends reading when its context does.
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c contextReader) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(p)
 }

@@ -53,7 +53,8 @@ func (p pruner) unlink(fd int, base string, st *unix.Stat_t, flags int) error {
 
 // removeTree removes base in fd and all below it without following symlinks.
 // A file that p keeps stays, and so do the directories that lead to it. What
-// is below a kept directory is looked at too.
+// is below a kept directory is looked at too. However deep the tree is, one
+// directory is open at a time.
 func removeTree(fd int, base string, st *unix.Stat_t, p pruner) error {
 	if !isDir(st) {
 		if p.keeps(st) {
@@ -61,7 +62,7 @@ func removeTree(fd int, base string, st *unix.Stat_t, p pruner) error {
 		}
 		return p.unlink(fd, base, st, 0)
 	}
-	if err := removeChildren(fd, base, st, p); err != nil {
+	if err := removeBelow(fd, base, st, p); err != nil {
 		return err
 	}
 	if p.keeps(st) {
@@ -70,34 +71,106 @@ func removeTree(fd int, base string, st *unix.Stat_t, p pruner) error {
 	return p.unlink(fd, base, st, unix.AT_REMOVEDIR)
 }
 
-func removeChildren(fd int, base string, st *unix.Stat_t, p pruner) error {
+// removing is a directory whose names are being removed.
+type removing struct {
+	base  string
+	stat  unix.Stat_t
+	names []dirent
+}
+
+func removeBelow(fd int, base string, st *unix.Stat_t, p pruner) error {
+	at, open, err := openRemoving(fd, base, st)
+	if err != nil {
+		return err
+	}
+	defer func() { unix.Close(open) }()
+	var above []removing
+	for {
+		if len(at.names) > 0 {
+			name := at.names[0].name
+			at.names = at.names[1:]
+			var st unix.Stat_t
+			if err := fstatat(open, name, &st); err != nil {
+				return err
+			}
+			if !isDir(&st) {
+				if err := removeTree(open, name, &st, p); err != nil {
+					return err
+				}
+				continue
+			}
+			child, fd, err := openRemoving(open, name, &st)
+			if err != nil {
+				return err
+			}
+			above = append(above, at)
+			unix.Close(open)
+			at, open = child, fd
+			continue
+		}
+		if len(above) == 0 {
+			return nil
+		}
+		done := at
+		at, above = above[len(above)-1], above[:len(above)-1]
+		up, err := openAbove(open, &at.stat)
+		if err != nil {
+			return err
+		}
+		unix.Close(open)
+		open = up
+		if p.keeps(&done.stat) {
+			continue
+		}
+		if err := p.unlink(open, done.base, &done.stat, unix.AT_REMOVEDIR); err != nil {
+			return err
+		}
+	}
+}
+
+// openRemoving opens and lists a directory, also one that denies access to its
+// owner.
+func openRemoving(fd int, base string, st *unix.Stat_t) (removing, int, error) {
+	r := removing{base: base, stat: *st}
 	child, err := openat(fd, base, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		return err
+		return r, -1, err
 	}
-	defer unix.Close(child)
 	if st.Mode&0o700 != 0o700 && unix.Geteuid() != 0 {
-		if err := unix.Chmod(procPath(child), permBits(st)|0o700); err != nil {
-			return err
-		}
+		err = unix.Chmod(procPath(child), permBits(st)|0o700)
 	}
-	list, err := openat(child, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err == nil {
+		r.names, err = namesIn(child)
+	}
 	if err != nil {
-		return err
+		unix.Close(child)
+		return r, -1, err
+	}
+	return r, child, nil
+}
+
+func namesIn(dir int) ([]dirent, error) {
+	list, err := openat(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
 	}
 	defer unix.Close(list)
-	names, err := readDirents(list)
+	return readDirents(list)
+}
+
+// openAbove opens the directory above, which must be the one that it was.
+func openAbove(fd int, was *unix.Stat_t) (int, error) {
+	up, err := openat(fd, "..", unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
-		return err
+		return -1, err
 	}
-	for _, e := range names {
-		var cst unix.Stat_t
-		if err := fstatat(list, e.name, &cst); err != nil {
-			return err
-		}
-		if err := removeTree(list, e.name, &cst, p); err != nil {
-			return err
-		}
+	var st unix.Stat_t
+	if err = fstat(up, &st); err == nil && !sameFile(&st, was) {
+		err = ErrChanged
 	}
-	return nil
+	if err != nil {
+		unix.Close(up)
+		return -1, err
+	}
+	return up, nil
 }

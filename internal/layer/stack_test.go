@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -268,6 +269,32 @@ func TestRemove(t *testing.T) {
 		t.Errorf("what is missing: %v", err)
 	}
 	p.check(t)
+}
+
+// TestRemoveDeep: a tree that is deeper than a process may have files open.
+func TestRemoveDeep(t *testing.T) {
+	dir := t.TempDir()
+	deep := tarOf(t, hdrDir(strings.Repeat("d/", 1000), 0o755), hdrLink("l", strings.Repeat("d/", 1000)), hdrDir("l/"+strings.Repeat("e/", 1000), 0o500))
+	if err := Apply(t.Context(), dir, bytes.NewReader(deep), Limits{}); err != nil {
+		t.Fatal(err)
+	}
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 200, Max: was.Max}); err != nil {
+		t.Fatal(err)
+	}
+	err := Remove(filepath.Join(dir, "d"))
+	if rerr := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); rerr != nil {
+		t.Fatal(rerr)
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Errorf("%v are left, %v", left, err)
+	}
 }
 
 func BenchmarkWriteTree(b *testing.B) {
