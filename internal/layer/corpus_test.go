@@ -57,6 +57,9 @@ func TestHostileArchives(t *testing.T) {
 			if want == layertest.Skipped {
 				want = layertest.Contained
 			}
+			if errors.Is(err, unix.EPERM) && os.Geteuid() != 0 {
+				want = layertest.Broken // only root gives files capabilities
+			}
 			if got := outcome(err); got != want && !(want == layertest.Refused && err != nil) {
 				t.Errorf("%s: %s, want %s: %v", name, got, want, err)
 			}

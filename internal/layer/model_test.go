@@ -46,7 +46,7 @@ type model struct {
 	present map[*node]bool // what this layer brought
 	limits  Limits
 
-	entries, bytes, names int64
+	entries, bytes int64
 }
 
 type note struct {
@@ -543,6 +543,18 @@ func (d *disk) adorned(dirfd int, base, path string, st *unix.Stat_t) (string, e
 	var owner Owner
 	if int(st.Uid) != os.Geteuid() || int(st.Gid) != os.Getegid() {
 		owner = Owner{int(st.Uid), int(st.Gid)}
+	}
+	if isRegular(st) && permBits(st)&0o400 == 0 && os.Geteuid() != 0 {
+		fd, err := openat(dirfd, base, unix.O_PATH|unix.O_NOFOLLOW, 0)
+		if err != nil {
+			return "", err
+		}
+		defer unix.Close(fd)
+		restore, err := raise(fd, 0o400)
+		if err != nil {
+			return "", err
+		}
+		defer restore()
 	}
 	note, err := lgetxattr(pathOf(dirfd, base), ownerXattr)
 	if err != nil {

@@ -51,7 +51,18 @@ func NewCanary(t testing.TB) *Canary {
 		must(t, os.Lchown(filepath.Join(c.Outside, "open"), 1000, 1000))
 	}
 	c.before = c.describe(t)
+	t.Cleanup(c.open)
 	return c
+}
+
+// open lets the test's directory be removed, whatever modes are in it.
+func (c *Canary) open() {
+	_ = filepath.WalkDir(c.top, func(path string, e fs.DirEntry, err error) error {
+		if e != nil && e.IsDir() {
+			_ = os.Chmod(path, 0o700) // what stays closed will be told of
+		}
+		return nil
+	})
 }
 
 func must(t testing.TB, err error) {
