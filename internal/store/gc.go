@@ -26,8 +26,8 @@ type Freed struct {
 }
 
 const (
-	// memoAge is how long a memo is kept that does not speak of a blob. An app
-	// that was not built for a season can be looked at again.
+	// memoAge is how long a memo is kept that does not speak of a blob, or that
+	// keeps it. An app that was not built for a season can be looked at again.
 	memoAge = 90 * 24 * time.Hour
 	// badAge is how long damaged blobs are kept for whoever wants to look.
 	badAge = 30 * 24 * time.Hour
@@ -75,6 +75,9 @@ func (s *Store) gc(ctx context.Context) (Freed, error) {
 func (s *Store) needed(ctx context.Context) (map[item]bool, error) {
 	keep, err := s.liveItems(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.keepMade(keep); err != nil {
 		return nil, err
 	}
 	refs, err := s.Refs(ctx)

@@ -20,6 +20,7 @@ const (
 	diffIDMemo = "diffid" // blob digest -> diffID, found by unpacking the blob
 	blobMemo   = "blob"   // diffID -> descriptor of a compressed blob with these contents
 	gzipMemo   = "gzip"   // diffID -> descriptor of the blob that Compressed made
+	madeMemo   = "made"   // what a layer was made of -> its diffID, or nothing
 )
 
 var kindPattern = regexp.MustCompile(`^[a-z0-9-]{1,32}$`)
