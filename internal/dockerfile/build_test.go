@@ -98,6 +98,11 @@ var instructionCases = map[string]instructionCase{
 		files:   noFiles,
 		history: []string{"- RUN /bin/sh -c cat /srv/data; echo x > /tmp/x; rm /tmp/x"},
 	},
+	"what is no part of any image is in no layer": {
+		order: order{dockerfile: "FROM base\nRUN mkdir -p /skipped /tmp/skipped/deep; echo > /skipped/x; echo > /tmp/skipped/deep/x; echo > /tmp/skipped/y; mkdir /etc/deep\nCOPY f /skipped/\nCOPY f /tmp/skipped/deep",
+			context: map[string]string{"f": ""}},
+		files: []string{"etc/ 5 0755 0:0", "etc/deep/ 5 0755 0:0", "tmp/ 5 1777 0:0", "tmp/skipped/ 5 0755 0:0", "tmp/skipped/y 0 0644 0:0 \n"},
+	},
 	"RUN has the image's environment, the arguments and nothing else": {
 		users: true,
 		order: order{dockerfile: "FROM base\nARG B=b\nARG C\nARG A=no\nENV D=d-$B\nUSER node\nRUN env | busybox grep -v -e HOSTNAME -e PWD -e SHLVL | busybox sort > /tmp/env; pwd >> /tmp/env",

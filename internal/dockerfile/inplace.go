@@ -96,7 +96,7 @@ func unescapeOctal(s string) string {
 }
 
 // Kind implements Machine.
-func (m *InPlace) Kind() string { return "in place" }
+func (m *InPlace) Kind() string { return kind("in place", m.Skip) }
 
 // Root implements Machine. Layers must be those of the container and then those
 // that this InPlace made or has been given: there is one root.

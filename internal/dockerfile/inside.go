@@ -8,6 +8,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -44,6 +46,7 @@ type unpackTask struct{ Dir string }
 type diffTask struct {
 	Upper  string
 	Lowers []string // topmost first
+	Skip   []string // paths below Upper that are removed first
 	// Claim is who the new files of a step belong to that had no id of its own
 	// to make them as (see layer.Record).
 	Claim layer.Owner
@@ -133,6 +136,11 @@ func (t task) perform(ctx context.Context, in io.Reader, out io.Writer) (skipped
 }
 
 func (d diffTask) perform(ctx context.Context, out io.Writer) error {
+	for _, path := range d.Skip {
+		if err := removeBelow(d.Upper, path); err != nil {
+			return err
+		}
+	}
 	if d.Claim != (layer.Owner{}) {
 		if err := layer.Claim(ctx, d.Upper, d.Lowers, d.Claim); err != nil {
 			return err
@@ -144,11 +152,51 @@ func (d diffTask) perform(ctx context.Context, out io.Writer) error {
 	return layer.SetTimes(ctx, d.Upper)
 }
 
+// removeBelow removes a file or directory, unless there is a link on the way: it
+// leads to where that path is not.
+func removeBelow(dir, path string) error {
+	steps := strings.Split(strings.Trim(path, "/"), "/")
+	for _, step := range steps[:len(steps)-1] {
+		dir = filepath.Join(dir, step)
+		if fi, err := os.Lstat(dir); err != nil || !fi.IsDir() {
+			return nil
+		}
+	}
+	return layer.Remove(filepath.Join(dir, steps[len(steps)-1]))
+}
+
 func look(l Look, out io.Writer) error {
-	user, err := FindUser(layer.Stack{Upper: "/"}, l.User)
+	root := layer.Stack{Upper: "/"}
+	user, err := FindUser(root, l.User)
 	if err != nil {
 		return err
 	}
-	apt, err := os.Stat("/etc/apt/apt.conf.d")
-	return json.NewEncoder(out).Encode(Found{User: user, Apt: err == nil && apt.IsDir()})
+	return json.NewEncoder(out).Encode(Found{User: user, System: systemOf(root)})
+}
+
+// systemOf reads what a root says of itself. Whatever is wrong with that is not
+// there.
+func systemOf(root layer.Stack) (s System) {
+	apt, err := root.Lstat("etc/apt/apt.conf.d")
+	s.Apt = err == nil && apt.IsDir()
+	list, err := root.Lstat("etc/apt/sources.list")
+	more, _ := root.ReadDir("etc/apt/sources.list.d")
+	s.AptSources = err == nil && list.Size() > 0 || len(more) > 0
+	for _, name := range []string{"usr/lib/os-release", "etc/os-release"} {
+		b, err := root.ReadFile(name, maxReport)
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(b)) {
+			name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+			switch value = strings.Trim(value, "\"'"); name {
+			case "ID":
+				s.Distro = value
+			case "VERSION_CODENAME":
+				s.Codename = value
+			}
+		}
+		return s
+	}
+	return s
 }

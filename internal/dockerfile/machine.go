@@ -3,6 +3,8 @@ package dockerfile
 import (
 	"context"
 	"io"
+	"slices"
+	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
@@ -17,6 +19,11 @@ type Machine interface {
 	Root(ctx context.Context, layers []v1.Layer) (Root, error)
 	// Fetch copies what is at a URL to out, over the network that programs have.
 	Fetch(ctx context.Context, url string, out io.Writer) error
+}
+
+// kind is a Kind of machine that leaves something out.
+func kind(name string, skip []string) string {
+	return strings.Join(append([]string{name}, slices.Sorted(slices.Values(skip))...), " -")
 }
 
 // Root is a file system for one instruction to work in.
@@ -45,9 +52,8 @@ type Process struct {
 	Dir  string
 	User User
 	// NoNetwork leaves the program without any.
-	NoNetwork bool
-	// Apt says that the root has apt: where there is one id for all it is told.
-	Apt            bool
+	NoNetwork      bool
+	System         System // of the root
 	Mounts         []Mount
 	Stdout, Stderr io.Writer
 }
@@ -84,6 +90,16 @@ type Look struct{ User string }
 
 // Found is the answer to a Look.
 type Found struct {
-	User User
-	Apt  bool // the root has apt, and a directory for its configuration
+	User   User
+	System System
+}
+
+// System is what of a root the host may go by that shows programs what they
+// need of it. All of it is what the root says of itself.
+type System struct {
+	// Apt tells that it has apt, and a directory for apt's configuration;
+	// AptSources, that it says where packages come from.
+	Apt, AptSources bool
+	// Distro and Codename are ID and VERSION_CODENAME of its os-release.
+	Distro, Codename string
 }

@@ -245,10 +245,13 @@ func worker(t testing.TB, tier sandbox.Tier) (*sandbox.Worker, sandbox.Report, s
 	return w, report, scratch
 }
 
+// skip is what is no part of any image.
+var skip = []string{"/skipped", "/tmp/skipped/deep", "/srv/link/deep", "/missing/too"}
+
 func overlayMachine(t testing.TB, tier sandbox.Tier) *Overlay {
 	t.Helper()
 	w, report, scratch := worker(t, tier)
-	m, err := NewOverlay(w, report, OverlayOptions{Scratch: scratch, Executable: inside, Env: []string{"HTTP_PROXY=http://host.example"}})
+	m, err := NewOverlay(w, report, OverlayOptions{Scratch: scratch, Executable: inside, Skip: skip, Env: []string{"HTTP_PROXY=http://host.example"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -400,7 +403,7 @@ func buildInPlace(t testing.TB, m *Overlay, o order, h *heard) (v1.Image, error)
 	}
 	request, err := json.Marshal(map[string]any{
 		"Dockerfile": []byte(o.dockerfile), "Base": "/kaniko/base", "BaseName": "base", "Context": "/context", "Out": "/kaniko",
-		"Args": o.args, "Secrets": o.secrets, "Target": o.target, "Skip": []string{"/skipped"}, "Env": []string{"HTTP_PROXY=http://host.example"},
+		"Args": o.args, "Secrets": o.secrets, "Target": o.target, "Skip": skip, "Env": []string{"HTTP_PROXY=http://host.example"},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -42,12 +42,17 @@ type OverlayOptions struct {
 	// Scratch is an empty directory for the Overlay alone, where overlay works
 	// (sandbox.Report.Scratch). Only the worker can remove what comes into it.
 	Scratch string
-	// Executable calls Init first of all, and needs no file but itself.
+	// Executable calls Init first of all, and needs no file but itself. It is
+	// copied: what it is the path of may be another program tomorrow.
 	Executable string
-	// Facts and Env are what programs see of this host: mounts, and variables
-	// that are set unless the image or the Dockerfile sets them.
-	Facts []sandbox.Mount
+	// Facts and Env are what programs in a root see of this host: mounts, and
+	// variables that are set unless the image or the Dockerfile sets them. Facts
+	// may be nil.
+	Facts func(System) []sandbox.Mount
 	Env   []string
+	// Skip are absolute paths of a root that are no part of any image: what an
+	// instruction does there is undone when it ends.
+	Skip []string
 	// Network is that of programs, but of those that ask for none.
 	Network string
 	// Caches is where cache mounts stay; "" keeps them for as long as Scratch.
@@ -74,7 +79,25 @@ func NewOverlay(worker *sandbox.Worker, report sandbox.Report, o OverlayOptions)
 			return nil, err
 		}
 	}
-	return m, os.WriteFile(filepath.Join(o.Scratch, "self", insidePath), nil, 0o755)
+	if err := os.WriteFile(filepath.Join(o.Scratch, "self", insidePath), nil, 0o755); err != nil {
+		return nil, err
+	}
+	m.Executable = filepath.Join(o.Scratch, "inside")
+	return m, copyFile(m.Executable, o.Executable)
+}
+
+func copyFile(to, from string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o755)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
 }
 
 // insidePath is where the executable is in a root.
@@ -86,9 +109,9 @@ var _ Machine = (*Overlay)(nil)
 // other bytes.
 func (m *Overlay) Kind() string {
 	if m.owners == layer.Record {
-		return "sandbox, owners noted"
+		return kind("sandbox, owners noted", m.Skip)
 	}
-	return "sandbox"
+	return kind("sandbox", m.Skip)
 }
 
 // directory makes a new directory in the scratch.
@@ -248,6 +271,13 @@ func (b *bounded) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+func (m *Overlay) facts(s System) []sandbox.Mount {
+	if m.Facts == nil {
+		return nil
+	}
+	return m.Facts(s)
+}
+
 // overlayRoot is the Root of one instruction.
 type overlayRoot struct {
 	m         *Overlay
@@ -270,7 +300,7 @@ func (m *Overlay) Fetch(ctx context.Context, url string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	spec := sandbox.Spec{Root: sandbox.Overlay{Upper: dir}, Mounts: m.Facts, Network: m.Network}
+	spec := sandbox.Spec{Root: sandbox.Overlay{Upper: dir}, Mounts: m.facts(System{}), Network: m.Network}
 	_, err = m.perform(ctx, spec, task{Fetch: url}, nil, out)
 	return errors.Join(err, m.worker.Remove(context.WithoutCancel(ctx), dir))
 }
@@ -286,9 +316,9 @@ func (r *overlayRoot) Run(ctx context.Context, p Process) (err error) {
 		defer func() { err = errors.Join(err, undo()) }()
 		mounts = append(mounts, mount)
 	}
-	spec := sandbox.Spec{Root: r.overlay, Mounts: slices.Concat(r.m.Facts, mounts), Network: r.m.Network}
+	spec := sandbox.Spec{Root: r.overlay, Mounts: slices.Concat(r.m.facts(p.System), mounts), Network: r.m.Network}
 	if r.m.owners == layer.Record {
-		if p.Apt {
+		if p.System.Apt {
 			spec.Mounts = append(spec.Mounts, sandbox.Mount{Target: aptConf, Source: filepath.Join(r.m.Scratch, "apt.conf"), ReadOnly: true})
 			if err := os.WriteFile(filepath.Join(r.m.Scratch, "apt.conf"), []byte(aptAsRoot), 0o644); err != nil {
 				return err
@@ -328,7 +358,7 @@ func (r *overlayRoot) Commit(ctx context.Context, to Layers) (v1.Layer, error) {
 		return nil, nil // nothing ran in it
 	}
 	mounts := []sandbox.Mount{{Target: "/upper", Source: r.overlay.Upper}}
-	diff := diffTask{Upper: "/upper", Claim: r.claim}
+	diff := diffTask{Upper: "/upper", Claim: r.claim, Skip: r.m.Skip}
 	for i, lower := range r.overlay.Lowers {
 		at := fmt.Sprintf("/lower/%d", i)
 		if err := os.MkdirAll(filepath.Join(r.m.Scratch, "self", at), 0o755); err != nil {

@@ -146,7 +146,7 @@ func (s *stage) start(ctx context.Context, r Root, p Process) error {
 	if err := json.Unmarshal(answer.Bytes(), &found); err != nil {
 		return err
 	}
-	p.User, p.Apt = found.User, found.Apt
+	p.User, p.System = found.User, found.System
 	if _, set := lookup(p.Env, "HOME"); !set {
 		p.Env = append(p.Env, "HOME="+found.User.Home)
 	}
