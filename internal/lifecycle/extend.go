@@ -22,16 +22,18 @@ import (
 // Extender is how a host extends images elsewhere than in the build container,
 // where the extender is root and the container is the image.
 type Extender struct {
-	Machine dockerfile.Machine
-	Cache   dockerfile.Cache
-	// Base opens an image with all its layers, by the reference in analyzed.toml.
-	Base func(ctx context.Context, reference string) (v1.Image, error)
-	// FindUser looks up a user of an image; nil asks the Machine.
+	// Machine opens where Dockerfiles are carried out, and what remembers them.
+	// It is called once at most, and not for images that stay as they are.
+	Machine func(ctx context.Context) (dockerfile.Machine, dockerfile.Cache, error)
+	// Build is the build image with all its layers. The run image is opened by
+	// Host.Places.
+	Build v1.Image
+	// FindUser looks up a user of an image; nil asks the machine.
 	FindUser func(ctx context.Context, img v1.Image, user string) (dockerfile.User, error)
 
-	// BuildImage is what the build image was extended to; nil if it was not. The
+	// Extended is what the build image was extended to; nil if it was not. The
 	// host builds on it: its phase ends where the builder would begin.
-	BuildImage v1.Image
+	Extended v1.Image
 }
 
 // extend is the extender.
@@ -47,7 +49,7 @@ func (h Host) extend(ctx context.Context, in inputs, environ []string) error {
 	if err != nil {
 		return err
 	}
-	reference, err := toExtend(kind, analyzed)
+	reference, err := h.toExtend(kind, analyzed)
 	if err != nil {
 		return err
 	}
@@ -61,14 +63,14 @@ func (h Host) extend(ctx context.Context, in inputs, environ []string) error {
 	case kind == dockerfile.Run:
 		return nil
 	case h.Extender != nil:
-		h.Extender.BuildImage = img
+		h.Extender.Extended = img
 		return nil
 	}
 	return h.goOnAsBuilder(ctx, in, img, environ)
 }
 
 // toExtend is the reference of the image to extend, "" if it stays as it is.
-func toExtend(kind dockerfile.Kind, a spec.Analyzed) (string, error) {
+func (h Host) toExtend(kind dockerfile.Kind, a spec.Analyzed) (string, error) {
 	if kind == dockerfile.Run {
 		switch {
 		case a.RunImage == nil || !a.RunImage.Extend:
@@ -78,10 +80,12 @@ func toExtend(kind dockerfile.Kind, a spec.Analyzed) (string, error) {
 		}
 		return a.RunImage.Reference, nil
 	}
+	// In a container somebody wants the build that follows; whether there is
+	// anything to extend, a document that knows no such field leaves open.
+	if a.BuildImage != nil && !a.BuildImage.Extend && (h.Extender != nil || a.BuildImage.Reference == "") {
+		return "", nil
+	}
 	if a.BuildImage == nil || a.BuildImage.Reference == "" {
-		if a.BuildImage != nil && !a.BuildImage.Extend {
-			return "", nil // as the detector found
-		}
 		return "", spec.WithHint(errors.New("analyzed.toml has no reference of the build image"), "run the restorer with -build-image")
 	}
 	return a.BuildImage.Reference, nil
@@ -93,11 +97,11 @@ func (h Host) extended(ctx context.Context, in inputs, kind dockerfile.Kind, ref
 	if err != nil {
 		return nil, err
 	}
-	base, err := h.baseImage(ctx, reference)
+	base, err := h.baseImage(ctx, kind, reference)
 	if err != nil {
 		return nil, err
 	}
-	machine, cache, err := h.machine(in, base, environ)
+	machine, cache, err := h.machine(ctx, in, base, environ)
 	if err != nil {
 		return nil, err
 	}
@@ -122,9 +126,12 @@ func (h Host) extended(ctx context.Context, in inputs, kind dockerfile.Kind, ref
 }
 
 // baseImage opens the image that the restorer saved.
-func (h Host) baseImage(ctx context.Context, reference string) (v1.Image, error) {
-	if h.Extender != nil {
-		return h.Extender.Base(ctx, reference)
+func (h Host) baseImage(ctx context.Context, kind dockerfile.Kind, reference string) (v1.Image, error) {
+	switch {
+	case h.Extender != nil && kind == dockerfile.Build:
+		return h.Extender.Build, nil
+	case h.Extender != nil:
+		return h.Places.open(ctx, h.Places.run, reference)
 	}
 	_, digest, ok := strings.Cut(reference, "@")
 	if _, err := v1.NewHash(digest); !ok || err != nil {
@@ -147,9 +154,9 @@ func (h Host) kaniko() path {
 
 // machine is where the Dockerfiles are carried out: on this host's own, or in
 // this container, which is the image.
-func (h Host) machine(in inputs, base v1.Image, environ []string) (dockerfile.Machine, dockerfile.Cache, error) {
+func (h Host) machine(ctx context.Context, in inputs, base v1.Image, environ []string) (dockerfile.Machine, dockerfile.Cache, error) {
 	if h.Extender != nil {
-		return h.Extender.Machine, h.Extender.Cache, nil
+		return h.Extender.Machine(ctx)
 	}
 	if os.Geteuid() != 0 {
 		return nil, nil, spec.WithHint(errors.New("only root can extend the image of this container"), "start the extender as root, in a container of the image that is to be extended")

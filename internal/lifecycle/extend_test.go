@@ -13,7 +13,6 @@ import (
 	"github.com/kilnbuild/kiln/internal/archive"
 	"github.com/kilnbuild/kiln/internal/dockerfile"
 	"github.com/kilnbuild/kiln/internal/dockerfile/dockerfiletest"
-	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/spec"
 	"github.com/kilnbuild/kiln/test/conform"
@@ -30,12 +29,10 @@ func newExtender(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.host.Extender = &Extender{Machine: dockerfiletest.Machine(t), Cache: cache, Base: func(_ context.Context, reference string) (v1.Image, error) {
-		if reference != baseReference {
-			return nil, image.ErrNotFound
-		}
-		return base, nil
+	w.host.Extender = &Extender{Build: base, Machine: func(context.Context) (dockerfile.Machine, dockerfile.Cache, error) {
+		return dockerfiletest.Machine(t), cache, nil
 	}}
+	w.host.Places = &Places{run: opened{baseReference, base}, Source: archive.LayoutDir{Dir: w.path("images")}}
 	w.write("layers/group.toml", "[[group-extensions]]\nid = 'acme/ext'\nversion = '1'\napi = '0.12'\n")
 	w.write("layers/plan.toml", "")
 	w.write("layers/analyzed.toml", "[run-image]\nreference = '"+baseReference+"'\nextend = true\n[build-image]\nreference = '"+baseReference+"'\nextend = true\n")
@@ -50,10 +47,10 @@ func TestExtenderKinds(t *testing.T) {
 	w := newExtender(t)
 	w.want(spec.ExitInvalidArgs, w.run(extender, "-kind", "both"))
 	w.want(0, w.run(extender)) // build is the default
-	if w.host.Extender.BuildImage == nil {
+	if w.host.Extender.Extended == nil {
 		t.Fatal("the host has no extended build image")
 	}
-	cf, err := w.host.Extender.BuildImage.ConfigFile()
+	cf, err := w.host.Extender.Extended.ConfigFile()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +125,7 @@ func TestExtenderRefuses(t *testing.T) {
 	}{
 		"no build image":   {func(w *world) { w.write("layers/analyzed.toml", "") }, nil, spec.ExitExtend, "run the restorer with -build-image"},
 		"no run image":     {func(w *world) { w.write("layers/analyzed.toml", "[run-image]\nextend = true\n") }, []string{"-kind", "run"}, spec.ExitExtend, "no reference of the run image"},
-		"unknown image":    {func(w *world) { w.write("layers/analyzed.toml", "[build-image]\nreference = 'x'\nextend = true\n") }, nil, spec.ExitExtend, "image not found"},
+		"unknown image":    {func(w *world) { w.write("layers/analyzed.toml", "[run-image]\nreference = 'x'\nextend = true\n") }, []string{"-kind", "run"}, spec.ExitExtend, "image not found"},
 		"root's run image": {func(w *world) { w.write("layers/generated/acme_ext/run.Dockerfile", "FROM ${base_image}\nUSER 0:1\n") }, []string{"-kind", "run"}, spec.ExitExtend, "no image is named"},
 		"root": {func(w *world) {
 			w.write("layers/generated/acme_ext/run.Dockerfile", "ARG base_image\nFROM ${base_image}\nUSER 0:1\n")
@@ -150,10 +147,10 @@ func TestExtenderRefuses(t *testing.T) {
 // TestExtenderWithNothingToDo leaves both images as they are.
 func TestExtenderWithNothingToDo(t *testing.T) {
 	w := newExtender(t)
-	w.write("layers/analyzed.toml", "[run-image]\nreference = '"+baseReference+"'\n[build-image]\nextend = false\n")
+	w.write("layers/analyzed.toml", "[run-image]\nreference = '"+baseReference+"'\n[build-image]\nreference = '"+baseReference+"'\nextend = false\n")
 	w.want(0, w.run(extender, "-kind", "run"))
 	w.want(0, w.run(extender, "-kind", "build"))
-	if _, err := os.Lstat(w.path("layers/extended")); !os.IsNotExist(err) || w.host.Extender.BuildImage != nil {
+	if _, err := os.Lstat(w.path("layers/extended")); !os.IsNotExist(err) || w.host.Extender.Extended != nil {
 		t.Errorf("something was extended: %v", err)
 	}
 }

@@ -10,8 +10,10 @@ import (
 	"slices"
 	"syscall"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
+	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/phase"
 	"github.com/kilnbuild/kiln/internal/spec"
@@ -150,13 +152,33 @@ func (h Host) saveBases(ctx context.Context, in inputs, p *Places, a spec.Analyz
 	if err != nil {
 		return a, err
 	}
-	bases := p.Bases
-	if bases == nil {
+	var bases image.Source = reopened{p}
+	if p.Bases == nil {
 		if bases, err = h.registry(in, p); err != nil {
 			return a, err
 		}
 	}
 	return phase.SaveBases(ctx, bases, filepath.Join(kaniko.Upper, "cache"), a, in.buildImage, set)
+}
+
+// reopened is Places.Bases, but for the run image that was opened before: what
+// it is called since need not be a name that it can be opened by.
+type reopened struct{ *Places }
+
+// Image implements image.Source.
+func (r reopened) Image(ctx context.Context, ref string) (v1.Image, error) {
+	if ref == r.run.reference && r.run.image != nil {
+		return r.run.image, nil
+	}
+	return r.Bases.Image(ctx, ref)
+}
+
+// Pin implements image.Pinner.
+func (r reopened) Pin(ref string, img v1.Image) (string, error) {
+	if ref == r.run.reference && r.run.image != nil {
+		return ref, nil
+	}
+	return image.Pin(r.Bases, ref, img)
 }
 
 // tree is a directory of the build for the phases that read it file by file.
