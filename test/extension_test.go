@@ -109,8 +109,8 @@ func TestExtensionChoosesRunImage(t *testing.T) {
 		{"echo 'ERROR: no such thing'; exit 3", "bin/generate exited with 3: no such thing", spec.ExitExtension},
 		{"printf 'FROM a\\nFROM b\\n' > $CNB_OUTPUT_DIR/run.Dockerfile", "run.Dockerfile of e@1:2: a second FROM", spec.ExitGenerate},
 		{"printf 'FROM nowhere.example/run\\n' > $CNB_OUTPUT_DIR/run.Dockerfile", "must not speak to nowhere.example", 4},
-		{"printf 'ARG base_image\\nFROM ${base_image}\\nRUN true\\n' > $CNB_OUTPUT_DIR/build.Dockerfile", "an image extension of the builder extends the build image", spec.ExitExtend},
-		{"printf 'ARG base_image\\nFROM ${base_image}\\nRUN true\\n' > $CNB_OUTPUT_DIR/run.Dockerfile", "an image extension of the builder extends the run image", spec.ExitExtend},
+		{"printf 'ARG base_image\\nFROM ${base_image}\\nUSER root\\n' > $CNB_OUTPUT_DIR/run.Dockerfile", "root as its user", spec.ExitExtend},
+		{"printf 'ARG base_image\\nFROM ${base_image}\\nUSER root\\nRUN echo no; exit 9\\n' > $CNB_OUTPUT_DIR/build.Dockerfile", "build.Dockerfile:4: RUN echo no; exit 9: exit status 9", spec.ExitExtend},
 		// What foreign code writes to analyzed.toml opens no file of this host.
 		{"printf 'FROM oci:x\\n' > $CNB_OUTPUT_DIR/run.Dockerfile", "only --run-image names files", spec.ExitRestore},
 	} {

@@ -68,22 +68,24 @@ const cleanupTime = 30 * time.Second
 // put back afterwards.
 type build struct {
 	*Platform
-	req      Request
-	root     builderRoot
-	app      app
-	scratch  string
-	layers   sandbox.Overlay
-	work     sandbox.Overlay          // /workspace
-	facts    []sandbox.Mount          // this host's, for every foreign step
-	inside   map[string]sandbox.Mount // what a step may name, by place
-	worker   *sandbox.Worker
-	copies   bool // overlay is not to be had
-	places   *lifecycle.Places
-	to       *destinations
-	restored lowers
-	tally    *tally
-	built    event.Built
-	undo     []func(context.Context) error
+	req       Request
+	root      builderRoot
+	app       app
+	scratch   string
+	layers    sandbox.Overlay
+	work      sandbox.Overlay          // /workspace
+	kaniko    sandbox.Overlay          // /kaniko, of which only Upper counts
+	facts     []sandbox.Mount          // this host's, for every foreign step
+	inside    map[string]sandbox.Mount // what a step may name, by place
+	worker    *sandbox.Worker
+	copies    bool       // overlay is not to be had
+	extending *extending // nil as long as no image is to be extended
+	places    *lifecycle.Places
+	to        *destinations
+	restored  lowers
+	tally     *tally
+	built     event.Built
+	undo      []func(context.Context) error
 }
 
 func (b *build) close(ctx context.Context) error {
@@ -254,6 +256,9 @@ func (b *build) layOut(ctx context.Context, sel selection) error {
 	if b.work, err = newOverlay(b.scratch, "workspace", []string{b.app.Dir}); err != nil {
 		return err
 	}
+	if b.kaniko, err = newOverlay(b.scratch, "kaniko", nil); err != nil {
+		return err
+	}
 	if err := extra.writeOrder(layer.Stack{Upper: b.layers.Upper}); err != nil {
 		return err
 	}
@@ -297,6 +302,7 @@ func (b *build) setPlaces(platformDir string, volumes []Volume) {
 		dirLayers:   {Target: dirLayers, Overlay: &b.layers},
 		dirApp:      {Target: dirApp, Overlay: &b.work},
 		dirPlatform: {Target: dirPlatform, Source: platformDir, ReadOnly: true},
+		dirKaniko:   {Target: dirKaniko, Overlay: &b.kaniko},
 	}
 	for _, v := range volumeMounts(volumes) {
 		b.inside[v.Target] = v
@@ -330,9 +336,13 @@ func (b *build) dirs(step Step) map[string]layer.Stack {
 	return dirs
 }
 
-// carryOut runs one step: a trusted one here, a foreign one in the sandbox.
+// carryOut runs one step: a trusted one here, a foreign one in the sandbox, and
+// of the extender what is foreign.
 func (b *build) carryOut(ctx context.Context, step Step) error {
-	if step.Foreign {
+	switch {
+	case step.Phase == "extender":
+		return b.extend(ctx, step)
+	case step.Foreign:
 		return b.foreign(ctx, step)
 	}
 	return b.trusted(ctx, step)

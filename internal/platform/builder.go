@@ -20,6 +20,8 @@ import (
 // builderRoot is a builder image made ready to run: its layers as trees.
 type builderRoot struct {
 	Builder
+	// Image is the builder as it came.
+	Image v1.Image
 	// Lowers are the trees of the root file system, topmost first.
 	Lowers []string
 	// Env is the image's environment.
@@ -66,7 +68,7 @@ func (p *Platform) openBuilder(ctx context.Context, req Request) (builderRoot, e
 	if err != nil {
 		return builderRoot{}, fmt.Errorf("unpack builder %s: %w", name, err)
 	}
-	root := builderRoot{Builder: b, Lowers: lowers, Env: cf.Config.Env}
+	root := builderRoot{Builder: b, Image: img, Lowers: lowers, Env: cf.Config.Env}
 	if err := root.setHome(); err != nil {
 		return builderRoot{}, err
 	}
@@ -75,6 +77,7 @@ func (p *Platform) openBuilder(ctx context.Context, req Request) (builderRoot, e
 			return builderRoot{}, err
 		}
 	}
+	root.readExtensions()
 	return root, nil
 }
 
@@ -219,4 +222,13 @@ func (b *builderRoot) readRunTOML() error {
 		return fmt.Errorf("builder %s: %w", b.Name, err)
 	}
 	return b.setRunImages(run.Images)
+}
+
+// readExtensions looks for image extensions in the builder's order itself, for a
+// label of it is only a custom. What is wrong with it the detector says, if it
+// comes to that.
+func (b *builderRoot) readExtensions() {
+	if order, err := b.order(); err == nil && len(order.OrderExtensions) > 0 {
+		b.Extensions = true
+	}
 }

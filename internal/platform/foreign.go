@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/internal/event"
-	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/sandbox"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
@@ -54,35 +53,7 @@ func (b *build) foreign(ctx context.Context, step Step) error {
 	if err != nil {
 		return b.explain(step, err, sink)
 	}
-	if decodeErr == nil && step.Phase == "detector" {
-		return b.unextended()
-	}
 	return decodeErr
-}
-
-// unextended refuses a build whose image extensions want a base image extended:
-// without that, the app would get another image than they promise it.
-func (b *build) unextended() error {
-	const name = "analyzed.toml"
-	body, err := layer.Stack{Upper: b.layers.Upper}.ReadFile(name, spec.MaxDocument)
-	if err != nil {
-		return err
-	}
-	a, err := spec.ReadAnalyzed(body, dirLayers+"/"+name)
-	if err != nil {
-		return err
-	}
-	what := ""
-	switch {
-	case a.BuildImage != nil && a.BuildImage.Extend:
-		what = "build image"
-	case a.RunImage != nil && a.RunImage.Extend:
-		what = "run image"
-	default:
-		return nil
-	}
-	err = fmt.Errorf("an image extension of the builder extends the %s, which kiln build cannot do yet", what)
-	return spec.Exit(spec.ExitExtend, spec.WithHint(err, "--verbose shows which; --buildpack builds without the builder's extensions"))
 }
 
 // resetWork empties an overlay's work directory between two mounts of it.

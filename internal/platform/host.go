@@ -63,56 +63,70 @@ const caInside = "/etc/ssl/certs/ca-certificates.crt"
 var caVariables = []string{"SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "NODE_EXTRA_CA_CERTS"}
 
 // mounts lays copies of the facts out in dir and returns how a step sees them.
-// Copies, so that a link in the host's /etc leads nowhere inside.
 func (f HostFacts) mounts(dir string, sources []debian.Source) ([]sandbox.Mount, error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, err
-	}
-	var mounts []sandbox.Mount
-	add := func(name, target string, content []byte) error {
-		file := filepath.Join(dir, name)
-		if err := os.WriteFile(file, content, 0o644); err != nil {
-			return fmt.Errorf("lay out %s for the build: %w", target, err)
-		}
-		mounts = append(mounts, sandbox.Mount{Source: file, Target: target, ReadOnly: true})
-		return nil
-	}
-	for _, x := range []struct{ from, name, target string }{
-		{f.ResolvConf, "resolv.conf", "/etc/resolv.conf"},
-		{f.Hosts, "hosts", "/etc/hosts"},
-		{f.CABundle, "ca-certificates.crt", caInside},
-	} {
-		if x.from == "" {
-			continue
-		}
-		content, err := os.ReadFile(x.from)
-		if err != nil {
-			continue
-		}
-		if err := add(x.name, x.target, content); err != nil {
-			return nil, err
-		}
-	}
-	if len(sources) > 0 {
-		if err := add("kiln.sources", "/etc/apt/sources.list.d/kiln.sources", aptSources(sources)); err != nil {
-			return nil, err
-		}
-		if conf := aptProxies(sources); conf != "" {
-			if err := add("apt.conf", "/etc/apt/apt.conf.d/99kiln", []byte(conf)); err != nil {
-				return nil, err
-			}
-		}
-	}
-	return mounts, nil
+	l := laidOut{dir: dir}
+	l.network(f)
+	l.copy("ca-certificates.crt", f.CABundle, caInside)
+	l.file("kiln.sources", aptSourcesInside, aptSources(sources, ""))
+	l.file("apt.conf", aptConfInside, aptProxies(sources))
+	return l.mounts, l.err
 }
 
-// aptSources writes sources in apt's deb822 form.
-func aptSources(sources []debian.Source) []byte {
+// laidOut are files of the host as steps see them. They are copies, so that a
+// link in the host's /etc leads nowhere inside.
+type laidOut struct {
+	dir    string
+	mounts []sandbox.Mount
+	err    error
+}
+
+// file lays out a file, unless it is empty.
+func (l *laidOut) file(name, target, content string) {
+	if l.err != nil || content == "" {
+		return
+	}
+	if l.err = os.MkdirAll(l.dir, 0o755); l.err != nil {
+		return
+	}
+	file := filepath.Join(l.dir, name)
+	if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
+		l.err = fmt.Errorf("lay out %s for the build: %w", target, err)
+	}
+	l.mounts = append(l.mounts, sandbox.Mount{Source: file, Target: target, ReadOnly: true})
+}
+
+// copy lays out a file of the host, if it is there.
+func (l *laidOut) copy(name, from, target string) bool {
+	content, err := os.ReadFile(from)
+	if err == nil {
+		l.file(name, target, string(content))
+	}
+	return err == nil
+}
+
+func (l *laidOut) network(f HostFacts) {
+	l.copy("resolv.conf", f.ResolvConf, "/etc/resolv.conf")
+	l.copy("hosts", f.Hosts, "/etc/hosts")
+}
+
+// Where apt finds what kiln tells it.
+const (
+	aptSourcesInside = "/etc/apt/sources.list.d/kiln.sources"
+	aptConfInside    = "/etc/apt/apt.conf.d/99kiln"
+)
+
+// aptSources writes sources in apt's deb822 form; without a keyring, apt has to
+// have been told of one.
+func aptSources(sources []debian.Source, keyring string) string {
 	var b strings.Builder
 	for _, s := range sources {
-		fmt.Fprintf(&b, "Types: deb\nURIs: %s\nSuites: %s\nComponents: %s\n\n", s.URI, s.Suite, strings.Join(s.Components, " "))
+		fmt.Fprintf(&b, "Types: deb\nURIs: %s\nSuites: %s\nComponents: %s\n", s.URI, s.Suite, strings.Join(s.Components, " "))
+		if keyring != "" {
+			fmt.Fprintf(&b, "Signed-By: %s\n", keyring)
+		}
+		b.WriteByte('\n')
 	}
-	return []byte(b.String())
+	return b.String()
 }
 
 // aptProxies is the part of apt's configuration that names proxies.

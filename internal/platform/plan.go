@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 
+	"github.com/kilnbuild/kiln/internal/dockerfile"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
 
@@ -18,6 +19,7 @@ const (
 	dirPlatform  = "/platform"
 	dirLifecycle = "/cnb/lifecycle"
 	dirSystem    = "/cnb"
+	dirKaniko    = "/kaniko"
 )
 
 // Step is one phase of a build as data: what is run, with what, and whether it
@@ -52,6 +54,11 @@ type Builder struct {
 
 // Plan turns a request into the steps that answer it. It is a pure function:
 // the same request and builder give the same steps, and nothing is touched.
+//
+// Whether an image is to be extended is only known when the detector is done. A
+// builder that has image extensions gets the steps for it anyway: they find out
+// and do nothing where there is nothing to do. That of kind build ends where
+// the builder begins, which is a step of its own.
 func Plan(req Request, b Builder) []Step {
 	env := []string{"CNB_PLATFORM_API=" + spec.PlatformAPIs[len(spec.PlatformAPIs)-1]}
 	if req.ExecEnv != "" {
@@ -100,13 +107,25 @@ func Plan(req Request, b Builder) []Step {
 	if req.SourceDateEpoch != "" {
 		exporter.Env = append(exporter.Env, "SOURCE_DATE_EPOCH="+req.SourceDateEpoch)
 	}
-	return []Step{
+	steps := []Step{
 		trusted("analyzer", analyze...),
 		foreign("detector", detect...),
 		trusted("restorer", skip...),
 		foreign("builder", "-app", dirApp, "-platform", dirPlatform),
 		exporter,
 	}
+	if !b.Extensions {
+		return steps
+	}
+	extender := func(kind dockerfile.Kind) Step {
+		s := foreign("extender", "-kind", string(kind), "-app", dirApp)
+		s.Mounts = []string{dirLayers, dirApp, dirKaniko}
+		return s
+	}
+	steps[2].Args = append(steps[2].Args, "-build-image", b.Name)
+	steps[2].Mounts = append(steps[2].Mounts, dirKaniko)
+	steps = slices.Insert(steps, 3, extender(dockerfile.Build))
+	return slices.Insert(steps, 5, extender(dockerfile.Run))
 }
 
 // registriesOf lists the hosts that the trusted steps of a build may log in to.

@@ -94,7 +94,7 @@ var (
 		}
 	})
 	drawBuilder = rapid.Custom(func(t *rapid.T) Builder {
-		return Builder{Name: "b", RunImage: rapid.SampledFrom([]string{builtinRunImage, "reg.example/run:1"}).Draw(t, "run"), UID: rapid.IntRange(1, 70000).Draw(t, "uid"), GID: 1000}
+		return Builder{Name: "b", RunImage: rapid.SampledFrom([]string{builtinRunImage, "reg.example/run:1"}).Draw(t, "run"), UID: rapid.IntRange(1, 70000).Draw(t, "uid"), GID: 1000, Extensions: rapid.Bool().Draw(t, "extensions")}
 	})
 )
 

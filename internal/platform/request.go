@@ -103,7 +103,7 @@ func ownedByBuild(target string) bool {
 	if slices.Contains([]string{"/", dirApp, dirPlatform}, target) {
 		return true
 	}
-	return slices.ContainsFunc([]string{dirLayers, dirSystem, dirPlatform + "/env", "/proc", "/dev", "/sys"}, func(own string) bool {
+	return slices.ContainsFunc([]string{dirLayers, dirSystem, dirKaniko, dirPlatform + "/env", "/proc", "/dev", "/sys"}, func(own string) bool {
 		return target == own || strings.HasPrefix(target, own+"/")
 	})
 }

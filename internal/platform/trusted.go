@@ -49,7 +49,7 @@ func (b *build) openPlaces(ctx context.Context) error {
 	}
 	b.undo = append(b.undo, func(context.Context) error { unlock(); return nil })
 	b.places = &lifecycle.Places{
-		Source: to, Target: to, Bases: to, Trusted: to.outputs[0].vouches, Layers: b.Store,
+		Source: to, Target: to, Bases: bases{to, b.root}, Trusted: to.outputs[0].vouches, Layers: b.Store,
 		Cache: appCache{cache, b.Store}, Place: b.placeLayer, PlaceSBOM: b.placeSBOM,
 	}
 	return nil
