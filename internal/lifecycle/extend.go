@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -233,7 +234,11 @@ func (h Host) saveExtended(ctx context.Context, in inputs, base, img v1.Image) e
 	if !h.Own || os.Geteuid() != 0 || in.uid < 0 || in.gid < 0 {
 		return nil
 	}
-	return give(in.extended, in.uid, in.gid) // who exports may want to remove it
+	// Who exports may want to remove it, but need not be somebody here.
+	if err := give(in.extended, in.uid, in.gid); !errors.Is(err, syscall.EINVAL) {
+		return err
+	}
+	return nil
 }
 
 // become sees to it that this container is what img says, also where all of it

@@ -32,8 +32,11 @@ import (
 // What stays open is this process's command line, which holds no secret, the network, and all files
 // that its user may read.
 type InPlace struct {
-	Grace time.Duration       // between SIGTERM and SIGKILL when ctx ends; 0 means 5 s
-	As    *syscall.Credential // who the command runs as, for root to say; nil: as this process
+	Grace time.Duration // between SIGTERM and SIGKILL when ctx ends; 0 means 5 s
+
+	// As is who the command runs as, for root to say; nil: as this process. Its supplementary groups
+	// are this process's where the kernel lets nobody set any.
+	As *syscall.Credential
 
 	// ReadOnly are directories below which commands change nothing. FixedEntries are directories of
 	// whose entries they neither change the files nor make new ones; the subdirectories are theirs.
@@ -54,7 +57,13 @@ func (p InPlace) Run(ctx context.Context, c Command) error {
 		return fmt.Errorf("run %s: %w", c.Path, err)
 	}
 	proc, files := newProcess(c, std)
-	res, err := p.reaped(ctx, inPlaceRequest{Process: proc, As: p.As}, files, std.closeChild)
+	as := p.As
+	if as != nil && !maySetGroups() {
+		kept := *as
+		kept.NoSetGroups = true
+		as = &kept
+	}
+	res, err := p.reaped(ctx, inPlaceRequest{Process: proc, As: as}, files, std.closeChild)
 	if err != nil {
 		err = fmt.Errorf("run %s: %w", c.Path, err)
 	}
