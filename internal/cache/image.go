@@ -298,8 +298,12 @@ func (i *Image) write(ctx context.Context, img v1.Image, known map[v1.Hash]v1.Ha
 	if err != nil {
 		return fmt.Errorf("read it back: %w", err)
 	}
-	if got, err := back.Digest(); err != nil || got != want {
-		return fmt.Errorf("read it back: somebody else has written it meanwhile (%s, not %s)", got, want)
+	got, err := back.Digest()
+	if err != nil {
+		return fmt.Errorf("read it back: %w", err)
+	}
+	if got != want {
+		warn(i.set.Events, "cache image %s: another build has written it meanwhile (%s)", i.ref, got)
 	}
 	err = image.Validate(ctx, back, func(digest v1.Hash) (v1.Hash, bool) {
 		diffID, ok := known[digest]
