@@ -71,7 +71,7 @@ func TestMade(t *testing.T) {
 		t.Errorf("gone: %v %v", there, err)
 	}
 
-	l = putTar(t, s, "f", "body")
+	putTar(t, s, "f", "body")
 	if _, there, err := s.Made(t.Context(), "key"); !there || err != nil {
 		t.Errorf("there again: %v %v", there, err)
 	}
