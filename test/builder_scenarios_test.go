@@ -42,7 +42,7 @@ func everything(t *testing.T, p *proof) {
 	t.Run("second build", func(t *testing.T) {
 		conform.Covers(t, 80, 84)
 		for way, text := range second {
-			for _, want := range []string{`the store is restored: first = "everything"`, `the layer is restored: version = "1.2.3", {"bomFormat": "CycloneDX", "specVersion": "1.4", "of": "lib"}`} {
+			for _, want := range []string{`the store is restored:   first = "everything"`, `the layer is restored:   version = "1.2.3", {"bomFormat": "CycloneDX", "specVersion": "1.4", "of": "lib"}`} {
 				if !strings.Contains(text, want) {
 					t.Errorf("%s: the second build does not say %q:\n%s", way, want, text)
 				}
@@ -302,7 +302,7 @@ func plans(t *testing.T, p *proof) {
 	if want := []string{"demo/leaf-a", "demo/leaf-b", "demo/chooses"}; !slices.Equal(group, want) {
 		t.Errorf("%q took part, want %q", group, want)
 	}
-	want := "[[entries]]\nname = \"tool-b\"\n\n[entries.metadata]\nversion = \"2\"\n"
+	want := "[[entries]]\n  name = \"tool-b\"\n  [entries.metadata]\n    version = \"2\"\n"
 	if got := p.launch(t, "five").ok(t).stdout; got != want+want {
 		t.Errorf("the buildpacks were asked for\n%swant twice\n%s", got, want)
 	}

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/kilnbuild/kiln/internal/encode"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
 
@@ -178,7 +179,7 @@ func (b *Build) writeDoc(name string, v any, filled bool) error {
 		}
 		return nil
 	}
-	text, err := spec.Marshal(v)
+	text, err := encode.TOML(v)
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 
+	"github.com/kilnbuild/kiln/internal/encode"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
 
@@ -85,7 +86,7 @@ func runDetect(ctx context.Context, bp Buildpack, c Context) error {
 			doc.Or = append(doc.Or, p.sections())
 		}
 	}
-	b, err := spec.Marshal(doc)
+	b, err := encode.TOML(doc)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/kilnbuild/kiln/internal/encode"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
 
@@ -152,7 +153,7 @@ func (l *Layer) write() error {
 			l.Metadata[keyName] = l.key
 		}
 	}
-	text, err := spec.Marshal(spec.LayerTOML{
+	text, err := encode.TOML(spec.LayerTOML{
 		Types:    spec.LayerTypes{Launch: l.Launch, Build: l.Build, Cache: l.Cache},
 		Metadata: l.Metadata,
 	})

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/buildpacks"
+	"github.com/kilnbuild/kiln/internal/encode"
 	"github.com/kilnbuild/kiln/internal/env"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
@@ -224,7 +225,7 @@ func (w *world) tryBuild(group ...string) (map[string]string, error) {
 				}
 			}
 		}
-		text, err := spec.Marshal(entries)
+		text, err := encode.TOML(entries)
 		if err != nil {
 			w.t.Fatal(err)
 		}
@@ -253,7 +254,7 @@ func (w *world) forgetTypes(own string) {
 		}
 		l := w.layer(file)
 		l.Types = spec.LayerTypes{}
-		text, err := spec.Marshal(l)
+		text, err := encode.TOML(l)
 		if err != nil {
 			w.t.Fatal(err)
 		}

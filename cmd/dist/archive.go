@@ -15,6 +15,7 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 
+	"github.com/kilnbuild/kiln/internal/encode"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/lifecycle"
 	"github.com/kilnbuild/kiln/internal/spec"
@@ -53,7 +54,7 @@ func writeArchive(dir, out, version string) error {
 }
 
 func contents(dir, version string) (entries []entry, arch string, err error) {
-	toml, err := spec.Marshal(spec.OwnLifecycle())
+	toml, err := encode.TOML(spec.OwnLifecycle())
 	if err == nil {
 		_, err = spec.ReadLifecycle(toml, "lifecycle.toml")
 	}

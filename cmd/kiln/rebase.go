@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/kilnbuild/kiln/internal/encode"
 	"github.com/kilnbuild/kiln/internal/platform"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
@@ -132,7 +133,7 @@ func writeReports(dir string, results []platform.Rebased, several bool) error {
 		if several {
 			to = filepath.Join(dir, fileName(r.Name, used))
 		}
-		b, err := spec.Marshal(r.Report)
+		b, err := encode.TOML(r.Report)
 		if err == nil {
 			err = os.MkdirAll(to, 0o755)
 		}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/kilnbuild/kiln/internal/encode"
 	"github.com/kilnbuild/kiln/internal/sandbox"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
@@ -32,7 +33,7 @@ func (b Buildpack) withPlan(plan spec.BuildpackPlan, f func(path string) (int, e
 		return -1, err
 	}
 	defer os.RemoveAll(dir)
-	body, err := spec.Marshal(plan)
+	body, err := encode.TOML(plan)
 	if err != nil {
 		return -1, fmt.Errorf("buildpack plan of %s: %w", b, err)
 	}

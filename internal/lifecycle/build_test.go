@@ -197,7 +197,7 @@ func TestFivePhases(t *testing.T) {
 
 	// Again: everything comes back, and the image is the same.
 	second := w.build(host)
-	for _, s := range []string{"kept was restored", "both.toml says [metadata]n = 3", `store.toml says [metadata]remember = "this"`} {
+	for _, s := range []string{"kept was restored", "both.toml says [metadata]  n = 3", `store.toml says [metadata]  remember = "this"`} {
 		if !strings.Contains(second, s) {
 			t.Errorf("%q is missing:\n%s", s, second)
 		}

@@ -76,7 +76,7 @@ func TestCacheImage(t *testing.T) {
 	}
 	app, cached := digestOf(t, host+"/me/app:1"), digestOf(t, image)
 	second := w.build(host, "-cache-image", image)
-	if !strings.Contains(second, "kept was restored") || !strings.Contains(second, "both.toml says [metadata]n = 3") {
+	if !strings.Contains(second, "kept was restored") || !strings.Contains(second, "both.toml says [metadata]  n = 3") {
 		t.Error(second)
 	}
 	if again := digestOf(t, image); again != cached {

@@ -179,7 +179,7 @@ func TestSkipRestore(t *testing.T) {
 		return w.stdout.String()
 	}
 	skipped := create("-skip-restore")
-	if !strings.Contains(skipped, `store.toml says [metadata]remember = "this"`) || !strings.Contains(skipped, "kept is new") || strings.Contains(skipped, "both.toml says") {
+	if !strings.Contains(skipped, `store.toml says [metadata]  remember = "this"`) || !strings.Contains(skipped, "kept is new") || strings.Contains(skipped, "both.toml says") {
 		t.Errorf("with -skip-restore: %s", skipped)
 	}
 	w.environ = []string{"CNB_SKIP_RESTORE=true"}

@@ -83,7 +83,10 @@ func (h Host) input(ctx context.Context, in inputs, p *Places) (phase.Input, err
 	var errs [5]error
 	files.Analyzed, errs[0] = h.analyzed(in)
 	files.Group, errs[1] = decode(h, in.group, spec.ReadGroup)
-	files.Built, errs[2] = decode(h, in.layers+"/config/metadata.toml", spec.ReadBuildMetadata)
+	files.Built, errs[2] = decode(h, in.layers+"/config/metadata.toml", func(b []byte, name string) (spec.BuildMetadata, error) {
+		files.BuiltTOML = b
+		return spec.ReadBuildMetadata(b, name)
+	})
 	files.RunTOML, errs[3] = h.runImages(in)
 	files.Project, errs[4] = decodeOptional(h, in.projectMetadata, spec.ReadProjectMetadata)
 	if err := errors.Join(errs[:]...); err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/term"
 
+	"github.com/kilnbuild/kiln/internal/encode"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
@@ -111,7 +112,7 @@ func decodeOptional[T any](h Host, p path, read func([]byte, string) (T, error))
 
 // encode writes a document as TOML.
 func (h Host) encode(p path, v any) error {
-	b, err := spec.Marshal(v)
+	b, err := encode.TOML(v)
 	if err != nil {
 		return fmt.Errorf("%s: %w", p, err)
 	}

@@ -72,7 +72,7 @@ func (h Host) generate(ctx context.Context, runner sandbox.Runner, in inputs, se
 	if found, err = phase.Generate(ctx, runner, in.dirs(), set, found, known, h.Events); err != nil {
 		return found, err
 	}
-	return found, spec.Exit(spec.ExitGenerate, h.encode(in.analyzed, found.Analyzed))
+	return found, spec.Exit(spec.ExitGenerate, h.encode(in.analyzed, found.Analyzed.TOML()))
 }
 
 // order reads order.toml, and puts the system buildpacks into every group.
@@ -127,11 +127,7 @@ func (h Host) build(ctx context.Context, in inputs, environ []string) error {
 	if err != nil {
 		return err
 	}
-	b, err := spec.EncodeBuildMetadata(metadata, in.api)
-	if err != nil {
-		return err
-	}
-	return h.write(in.layers+"/config/metadata.toml", b)
+	return h.encode(in.layers+"/config/metadata.toml", metadata.TOML(in.api))
 }
 
 // dirs are the directories that buildpacks work in. Foreign phases run where

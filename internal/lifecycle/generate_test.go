@@ -110,7 +110,7 @@ mkdir "$CNB_OUTPUT_DIR/context"; echo x > "$CNB_OUTPUT_DIR/context/file"
 	w.want(0, w.run(detector))
 
 	const ext = "extensions/acme_curl/1.0.0/"
-	if diff := cmp.Diff("[[entries]]\nname = \"dep\"\n\n[entries.metadata]\nversion = \"3\"\n", w.read(ext+"plan")); diff != "" {
+	if diff := cmp.Diff("[[entries]]\n  name = \"dep\"\n  [entries.metadata]\n    version = \"3\"\n", w.read(ext+"plan")); diff != "" {
 		t.Errorf("plan of the extension: %s", diff)
 	}
 	var env []string

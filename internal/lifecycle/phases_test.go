@@ -77,9 +77,9 @@ func TestMetadataTOMLByVersion(t *testing.T) {
 	w.want(0, w.run(detector))
 	w.buildpack("second", "", "#!/bin/sh\nprintf '[[processes]]\\ntype = \"web\"\\ncommand = [\"run\", \"this\"]\\nargs = [\"or\", \"that\"]\\n' > $CNB_LAYERS_DIR/launch.toml\n")
 	for api, want := range map[string]string{
-		"0.9":  "command = \"run\"\nargs = [\"this\", \"or\", \"that\"]\ndirect = true\n",
-		"0.10": "command = [\"run\", \"this\"]\nargs = [\"or\", \"that\"]\ndirect = true\n",
-		"0.15": "command = [\"run\", \"this\"]\nargs = [\"or\", \"that\"]\ndirect = true\n",
+		"0.9":  "  command = \"run\"\n  args = [\"this\", \"or\", \"that\"]\n  direct = true\n",
+		"0.10": "  command = [\"run\", \"this\"]\n  args = [\"or\", \"that\"]\n  direct = true\n",
+		"0.15": "  command = [\"run\", \"this\"]\n  args = [\"or\", \"that\"]\n  direct = true\n",
 	} {
 		w.want(0, w.runAs(api, builder))
 		if got := w.read("layers/config/metadata.toml"); !strings.Contains(got, want) {

@@ -111,25 +111,26 @@ func TestDetectAndBuild(t *testing.T) {
 	w.write("workspace/go", "")
 	w.want(0, w.run(detector))
 	const group = `[[group]]
-id = "a/first"
-version = "1.0.0"
-api = "0.12"
+  id = "a/first"
+  version = "1.0.0"
+  api = "0.12"
 
 [[group]]
-id = "second"
-version = "1.0.0"
-api = "0.12"
+  id = "second"
+  version = "1.0.0"
+  api = "0.12"
 `
 	if diff := cmp.Diff(group, w.read("layers/group.toml")); diff != "" {
 		t.Error(diff)
 	}
 	const plan = `[[entries]]
-[[entries.providers]]
-id = "a/first"
-version = "1.0.0"
 
-[[entries.requires]]
-name = "dep"
+  [[entries.providers]]
+    id = "a/first"
+    version = "1.0.0"
+
+  [[entries.requires]]
+    name = "dep"
 `
 	if diff := cmp.Diff(plan, w.read("layers/plan.toml")); diff != "" {
 		t.Error(diff)

@@ -65,7 +65,7 @@ func (h Host) analyze(ctx context.Context, in inputs) error {
 	if found.PreviousImage != nil {
 		p.previous = opened{found.PreviousImage.Reference, plainImage(found.Previous)}
 	}
-	return h.encode(in.analyzed, found.Analyzed)
+	return h.encode(in.analyzed, found.Analyzed.TOML())
 }
 
 // runImages reads run.toml, or stack.toml where that is still its name. It may
@@ -127,7 +127,7 @@ func (h Host) restore(ctx context.Context, in inputs) error {
 	if p.known, err = phase.Restore(ctx, cache, place, group, refreshed, layers, set, h.Events); err != nil {
 		return err
 	}
-	return h.encode(in.analyzed, refreshed)
+	return h.encode(in.analyzed, refreshed.TOML())
 }
 
 // errNoExtension is the limit of -layout.

@@ -1,6 +1,7 @@
 package phase
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -183,7 +184,7 @@ func (a *Analysis) openPrevious(ctx context.Context, source image.Source, ref st
 	if err != nil {
 		return fmt.Errorf("previous image %s: %w", ref, err)
 	}
-	md, reference, err := readPrevious(source, img, ref)
+	md, found, err := readPrevious(source, img, ref)
 	if err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -191,7 +192,7 @@ func (a *Analysis) openPrevious(ctx context.Context, source image.Source, ref st
 		warn(sink, "previous image %s is not used: %v", ref, err)
 		return nil
 	}
-	a.Previous, a.Metadata, a.PreviousImage = img, md, &spec.ImageReference{Reference: reference}
+	a.Previous, a.Metadata, a.PreviousImage = img, md, &found
 	return nil
 }
 
@@ -205,27 +206,33 @@ func execEnvOf(s string) string {
 // otherExecEnv tells whether a previous build was for another execution
 // environment than this one: nothing of it is restored then.
 func otherExecEnv(a spec.Analyzed, platformAPI, execEnv string) bool {
-	return a.PreviousImage != nil && spec.Has(platformAPI, spec.PlatformExecEnv) &&
-		execEnvOf(a.Metadata.ExecEnv) != execEnvOf(execEnv)
+	return a.PreviousImage != nil && spec.Has(platformAPI, spec.PlatformExecEnv) && previousExecEnv(a) != execEnvOf(execEnv)
+}
+
+func previousExecEnv(a spec.Analyzed) string {
+	return execEnvOf(cmp.Or(a.Metadata.ExecEnv, a.PreviousImage.ExecEnv))
 }
 
 // readPrevious reads what a previous image says of itself. An image that no
 // lifecycle made has no metadata.
-func readPrevious(source image.Source, img v1.Image, ref string) (spec.LifecycleMetadata, string, error) {
+func readPrevious(source image.Source, img v1.Image, ref string) (spec.LifecycleMetadata, spec.ImageReference, error) {
+	var found spec.ImageReference
 	cf, err := img.ConfigFile()
 	if err != nil {
-		return spec.LifecycleMetadata{}, "", err
+		return spec.LifecycleMetadata{}, found, err
 	}
-	reference, err := image.Pin(source, ref, img)
-	if err != nil {
-		return spec.LifecycleMetadata{}, "", err
+	if found.Reference, err = image.Pin(source, ref, img); err != nil {
+		return spec.LifecycleMetadata{}, found, err
 	}
-	label, ok := cf.Config.Labels[spec.LifecycleMetadataLabel]
-	if !ok || label == "" {
-		return spec.LifecycleMetadata{}, reference, nil
+	label := cf.Config.Labels[spec.LifecycleMetadataLabel]
+	if label == "" {
+		return spec.LifecycleMetadata{}, found, nil
 	}
 	md, err := spec.DecodeLifecycleMetadata(label)
-	return md, reference, err
+	if env := cf.Config.Labels[spec.ExecEnvLabel]; md.ExecEnv == "" && env != spec.DefaultExecEnv {
+		found.ExecEnv = env
+	}
+	return md, found, err
 }
 
 func warn(sink event.Sink, format string, args ...any) {

@@ -54,8 +54,11 @@ type Input struct {
 	// RunTOML names the run image's mirrors.
 	RunTOML spec.RunTOML
 	Group   spec.Group
-	// Built is what the builder said of the image.
-	Built spec.BuildMetadata
+	// Built is what the builder said of the image, and BuiltTOML how: the bytes of
+	// its metadata.toml, which go into the image as they are, whichever lifecycle
+	// wrote them. Nil means that Built is to be written.
+	Built     spec.BuildMetadata
+	BuiltTOML []byte
 
 	Layers, App Tree
 	// Owner is the build user: of all layers, but the launcher's.

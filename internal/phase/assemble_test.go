@@ -288,7 +288,7 @@ func TestImageConfigGolden(t *testing.T) {
 	if len(c.Config.Labels) != 8 {
 		t.Errorf("labels: %v", c.Config.Labels)
 	}
-	const id = "sha256:ef2ee26416669b5e7d243c2ddeaffc8c69f06965b4cd3500aa1529255e918354"
+	const id = "sha256:77bbfd51fc2cc9e5d0f367accb9081acc0bb30df8afd74b162f15e83f59d01b3"
 	if got := imageID(t, out.Image); got != id {
 		t.Errorf("image ID %s, want %s", got, id)
 	}

@@ -10,6 +10,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/kilnbuild/kiln/internal/encode"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
@@ -209,17 +210,18 @@ func (a *assembler) filesPart(name, history string, old spec.LayerSHA, set *spec
 	}
 }
 
-// configFiles is <layers>/config with the one file that the launcher reads. It
-// is made anew from what the builder said, so nothing that a buildpack put
-// beside it gets into the image.
+// configFiles is <layers>/config with the one file that the launcher reads:
+// nothing that a buildpack put beside it gets into the image.
 func (a *assembler) configFiles() ([]layer.File, error) {
 	parents, err := a.Layers.parents(".", a.Owner)
 	if err != nil {
 		return nil, err
 	}
-	body, err := spec.EncodeBuildMetadata(a.Built, a.PlatformAPI)
-	if err != nil {
-		return nil, err
+	body := a.BuiltTOML
+	if body == nil {
+		if body, err = encode.TOML(a.Built.TOML(a.PlatformAPI)); err != nil {
+			return nil, err
+		}
 	}
 	var files []layer.File
 	for _, p := range parents {

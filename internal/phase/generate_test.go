@@ -9,6 +9,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/kilnbuild/kiln/internal/dockerfile"
+	"github.com/kilnbuild/kiln/internal/encode"
 	"github.com/kilnbuild/kiln/internal/spec"
 	"github.com/kilnbuild/kiln/test/conform"
 )
@@ -79,7 +80,7 @@ func FuzzGeneratedDocuments(f *testing.F) {
 // that no TOML document can hold cannot be written.
 func again[T any](t *testing.T, v T, read func([]byte, string) (T, error)) {
 	t.Helper()
-	b, err := spec.Marshal(v)
+	b, err := encode.TOML(v)
 	if err != nil {
 		return
 	}

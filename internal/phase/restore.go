@@ -16,6 +16,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/kilnbuild/kiln/internal/encode"
 	"github.com/kilnbuild/kiln/internal/event"
 	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/layer"
@@ -91,7 +92,7 @@ func restore(ctx context.Context, cache CacheReader, place Place, group spec.Gro
 		r.members = append(r.members, &restoring{id: e.ID, dir: spec.EscapeID(e.ID)})
 	}
 	if otherExecEnv(a, set.PlatformAPI, set.ExecEnv) {
-		info(sink, "nothing is restored: the last build was for the execution environment %s", execEnvOf(a.Metadata.ExecEnv))
+		info(sink, "nothing is restored: the last build was for the execution environment %s", previousExecEnv(a))
 		return r.known, r.dropSBOMs()
 	}
 	if err := r.restoreStores(a.Metadata); err != nil {
@@ -151,7 +152,7 @@ func (r *restorer) restoreStores(md spec.LifecycleMetadata) error {
 		if b.Store == nil || len(b.Store.Metadata) == 0 {
 			continue
 		}
-		body, err := spec.Marshal(*b.Store)
+		body, err := encode.TOML(*b.Store)
 		if err == nil {
 			err = r.write(m, "store.toml", body)
 		}
@@ -278,7 +279,7 @@ func (r *restorer) writeMetadata() error {
 	for _, m := range r.members {
 		for _, name := range slices.Sorted(maps.Keys(m.layers)) {
 			// Without types: the buildpack has to opt in again.
-			body, err := spec.Marshal(struct {
+			body, err := encode.TOML(struct {
 				Metadata map[string]any `toml:"metadata,omitempty"`
 			}{m.layers[name].data})
 			if err == nil {

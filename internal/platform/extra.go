@@ -15,6 +15,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/kilnbuild/kiln/internal/archive"
+	"github.com/kilnbuild/kiln/internal/encode"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/sandbox"
 	"github.com/kilnbuild/kiln/internal/spec"
@@ -201,7 +202,7 @@ func (x extras) writeOrder(layers layer.Stack) error {
 	if len(x.Order.Order) == 0 {
 		return nil
 	}
-	b, err := spec.Marshal(x.Order)
+	b, err := encode.TOML(x.Order)
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kilnbuild/kiln/internal/encode"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
 
@@ -124,7 +125,7 @@ func (x *extras) addScript(e spec.ProjectBuildpack, scratch string) (spec.GroupE
 	if err := spec.SupportedBuildpack(e.Script.API); err != nil {
 		return spec.GroupElement{}, badInput(fmt.Errorf("project descriptor: script of %s: %w", id, err), spec.HintOf(err))
 	}
-	descriptor, err := spec.Marshal(spec.Buildpack{API: e.Script.API, Buildpack: spec.BuildpackInfo{ID: id, Version: scriptVersion}})
+	descriptor, err := encode.TOML(spec.Buildpack{API: e.Script.API, Buildpack: spec.BuildpackInfo{ID: id, Version: scriptVersion}})
 	if err != nil {
 		return spec.GroupElement{}, err
 	}

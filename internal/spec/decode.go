@@ -1,7 +1,6 @@
 package spec
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -36,49 +35,6 @@ func (e *DocumentError) Error() string {
 	}
 	s.WriteString(": " + e.Msg)
 	return s.String()
-}
-
-// Marshal writes a document as TOML. The same value always gives the same
-// bytes: fields in the order of the type, map keys sorted. Strings stand in
-// double quotes, as the reference writes them: buildpacks in shell grep for them.
-func Marshal(v any) ([]byte, error) {
-	var b bytes.Buffer
-	if err := toml.NewEncoder(&b).Encode(v); err != nil {
-		return nil, fmt.Errorf("write TOML: %w", err)
-	}
-	return doubleQuotes(b.Bytes()), nil
-}
-
-// doubleQuotes rewrites the literal strings ('...') of an encoder's output as
-// basic ones ("..."). The encoder writes no comments and no strings of several
-// lines, and uses literals only for text without control characters.
-func doubleQuotes(in []byte) []byte {
-	out := make([]byte, 0, len(in)+16)
-	for i := 0; i < len(in); i++ {
-		switch in[i] {
-		case '"':
-			end := i + 1
-			for ; end < len(in) && in[end] != '"'; end++ {
-				if in[end] == '\\' {
-					end++
-				}
-			}
-			out = append(out, in[i:min(end+1, len(in))]...)
-			i = end
-		case '\'':
-			out = append(out, '"')
-			for i++; i < len(in) && in[i] != '\''; i++ {
-				if in[i] == '"' || in[i] == '\\' {
-					out = append(out, '\\')
-				}
-				out = append(out, in[i])
-			}
-			out = append(out, '"')
-		default:
-			out = append(out, in[i])
-		}
-	}
-	return out
 }
 
 // document is a document that is being read: it finds the place of a fault.

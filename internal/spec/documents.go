@@ -127,11 +127,11 @@ type Slice struct {
 type Process struct {
 	Type             string   `toml:"type" json:"type"`
 	Command          []string `toml:"command" json:"command"`
-	Args             []string `toml:"args,omitempty" json:"args"`
+	Args             []string `toml:"args" json:"args"`
 	Direct           bool     `toml:"direct" json:"direct"`
 	Default          bool     `toml:"default,omitempty" json:"-"`
-	WorkingDirectory string   `toml:"working-dir,omitempty" json:"working-dir,omitempty"`
 	BuildpackID      string   `toml:"buildpack-id,omitempty" json:"buildpackID,omitempty"`
+	WorkingDirectory string   `toml:"working-dir,omitempty" json:"working-dir,omitempty"`
 	ExecEnv          []string `toml:"exec-env,omitempty" json:"exec-env,omitempty"`
 }
 
@@ -196,6 +196,10 @@ type Analyzed struct {
 // ImageReference is a digest reference, an image ID, or a layout path@digest.
 type ImageReference struct {
 	Reference string `toml:"reference"`
+	// ExecEnv is the execution environment that the image was built for, where
+	// only its label of that name says so: the reference has no key for it in
+	// LifecycleMetadata. It is kiln's own key.
+	ExecEnv string `toml:"exec-env,omitempty"`
 }
 
 // BuildImage is what is known of the build image where extensions take part:

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -35,8 +36,8 @@ func EncodeBuildLabel(l BuildLabel, platformAPI string) (string, error) {
 		Command          string   `json:"command"`
 		Args             []string `json:"args"`
 		Direct           bool     `json:"direct"`
-		WorkingDirectory string   `json:"working-dir,omitempty"`
 		BuildpackID      string   `json:"buildpackID,omitempty"`
+		WorkingDirectory string   `json:"working-dir,omitempty"`
 	}
 	type plain BuildLabel // without MarshalJSON
 	old := struct {
@@ -45,7 +46,7 @@ func EncodeBuildLabel(l BuildLabel, platformAPI string) (string, error) {
 	}{Processes: []process{}, plain: plain(l.filled())}
 	for _, p := range l.Processes {
 		p = p.shifted()
-		old.Processes = append(old.Processes, process{p.Type, p.Command[0], filled(p.Args), p.Direct, p.WorkingDirectory, p.BuildpackID})
+		old.Processes = append(old.Processes, process{p.Type, p.Command[0], filled(p.Args), p.Direct, p.BuildpackID, p.WorkingDirectory})
 	}
 	return EncodeLabel(old)
 }
@@ -123,6 +124,23 @@ func (s StoreTOML) MarshalJSON() ([]byte, error) {
 		s.Metadata = map[string]any{}
 	}
 	return json.Marshal(plain(s))
+}
+
+// UnmarshalJSON reads a layer's metadata if it is an object. Anything else is
+// none, and no reason to throw away all that the label says of other layers.
+func (l *LayerMetadata) UnmarshalJSON(b []byte) error {
+	type plain LayerMetadata
+	raw := struct {
+		*plain
+		Data any `json:"data"`
+	}{plain: (*plain)(l)}
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.UseNumber()
+	if err := d.Decode(&raw); err != nil {
+		return err
+	}
+	l.Data, _ = raw.Data.(map[string]any)
+	return nil
 }
 
 // DecodeLifecycleMetadata reads the label io.buildpacks.lifecycle.metadata.

@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/kilnbuild/kiln/internal/encode"
 	"github.com/kilnbuild/kiln/test/conform"
 )
 
@@ -36,7 +37,7 @@ func TestReadLifecycle(t *testing.T) {
 			t.Errorf("%s: %v %s", name, err, diff)
 		}
 	}
-	b, err := Marshal(OwnLifecycle())
+	b, err := encode.TOML(OwnLifecycle())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,11 +14,11 @@ import (
 type rawProcess struct {
 	Type             string   `toml:"type"`
 	Command          any      `toml:"command"`
-	Args             []string `toml:"args,omitempty"`
-	Direct           *bool    `toml:"direct,omitempty"`
+	Args             []string `toml:"args"`
+	Direct           *bool    `toml:"direct"`
 	Default          bool     `toml:"default,omitempty"`
-	WorkingDirectory string   `toml:"working-dir,omitempty"`
 	BuildpackID      string   `toml:"buildpack-id,omitempty"`
+	WorkingDirectory string   `toml:"working-dir,omitempty"`
 	ExecEnv          []string `toml:"exec-env,omitempty"`
 }
 
@@ -143,17 +143,21 @@ func ReadBuildMetadata(b []byte, name string) (BuildMetadata, error) {
 	return m, nil
 }
 
-// EncodeBuildMetadata writes metadata.toml for a version of the Platform API.
+// TOML is metadata.toml as it is written for a version of the Platform API.
 // Before 0.10 a command is a string, and what follows the executable moves to
 // the front of args.
-func EncodeBuildMetadata(m BuildMetadata, platformAPI string) ([]byte, error) {
+func (m BuildMetadata) TOML(platformAPI string) any {
 	if Has(platformAPI, PlatformCommandList) {
-		return Marshal(m)
+		return m
 	}
 	old := struct {
-		BuildMetadata
-		Processes []rawProcess `toml:"processes,omitempty"`
-	}{BuildMetadata: m}
+		DefaultProcessType string         `toml:"buildpack-default-process-type,omitempty"`
+		Buildpacks         []GroupElement `toml:"buildpacks,omitempty"`
+		Extensions         []GroupElement `toml:"extensions,omitempty"`
+		Processes          []rawProcess   `toml:"processes,omitempty"`
+		Slices             []Slice        `toml:"slices,omitempty"`
+		Labels             []Label        `toml:"labels,omitempty"`
+	}{m.DefaultProcessType, m.Buildpacks, m.Extensions, nil, m.Slices, m.Labels}
 	for _, p := range m.Processes {
 		p = p.shifted()
 		old.Processes = append(old.Processes, rawProcess{
@@ -161,15 +165,16 @@ func EncodeBuildMetadata(m BuildMetadata, platformAPI string) ([]byte, error) {
 			WorkingDirectory: p.WorkingDirectory, BuildpackID: p.BuildpackID,
 		})
 	}
-	return Marshal(old)
+	return old
 }
 
-// shifted is the process with a command of one element, the rest of it in front of args.
+// shifted is the process with a command of one element, the rest of it in front
+// of args, of which there is always a list.
 func (p Process) shifted() Process {
 	if len(p.Command) == 0 {
 		p.Command = []string{""}
 	}
-	p.Args = append(append([]string(nil), p.Command[1:]...), p.Args...)
+	p.Args = append(append([]string{}, p.Command[1:]...), p.Args...)
 	p.Command = p.Command[:1:1]
 	return p
 }

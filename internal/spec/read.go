@@ -91,6 +91,9 @@ func ReadPlan(b []byte, name string) (Plan, error) {
 		return Plan{}, err
 	}
 	for i, e := range p.Entries {
+		for _, r := range e.Requires {
+			localTimes(r.Metadata)
+		}
 		if len(e.Providers) == 0 {
 			return Plan{}, d.fault("must have a provider", "entries", i, "providers")
 		}
@@ -160,6 +163,7 @@ func (d document) sections(raw rawSections, path ...any) (PlanSections, error) {
 		if r.Version != nil {
 			return s, d.fault("is not allowed here; put it into [requires.metadata]", append(path, "requires", i, "version")...)
 		}
+		localTimes(r.Metadata)
 		s.Requires = append(s.Requires, r.Require)
 	}
 	return s, nil
@@ -194,6 +198,7 @@ func ReadStoreTOML(b []byte, name string) (StoreTOML, error) {
 	if err != nil {
 		return StoreTOML{}, err
 	}
+	localTimes(s.Metadata)
 	return s, d.storable(s.Metadata, "metadata")
 }
 
@@ -219,6 +224,7 @@ func ReadLayerTOML(b []byte, name string) (LayerTOML, error) {
 			return LayerTOML{}, d.fault("is not allowed here; put it under [types]", key)
 		}
 	}
+	localTimes(raw.Metadata)
 	return raw.LayerTOML, d.storable(raw.Metadata, "metadata")
 }
 
@@ -254,47 +260,14 @@ func ReadStackTOML(b []byte, name string) (RunTOML, error) {
 	return RunTOML{}, nil
 }
 
-// rawTarget is a Target with the other spelling of its variant, which the
-// reference writes.
-type rawTarget struct {
-	Target
-	ArchVariant string `toml:"arch-variant"`
-}
-
-func (r rawTarget) target() Target {
-	if r.Variant == "" {
-		r.Variant = r.ArchVariant
-	}
-	return r.Target
-}
-
-// ReadAnalyzed reads analyzed.toml.
-func ReadAnalyzed(b []byte, name string) (Analyzed, error) {
-	var raw struct {
-		Analyzed
-		RunImage *struct {
-			RunImage
-			Target *rawTarget `toml:"target"`
-		} `toml:"run-image"`
-	}
-	if _, err := decode(b, name, &raw); err != nil {
-		return Analyzed{}, err
-	}
-	a := raw.Analyzed
-	if raw.RunImage != nil {
-		a.RunImage = &raw.RunImage.RunImage
-		if raw.RunImage.Target != nil {
-			target := raw.RunImage.Target.target()
-			a.RunImage.Target = &target
-		}
-	}
-	return a, nil
-}
-
 // ReadProjectMetadata reads project-metadata.toml.
 func ReadProjectMetadata(b []byte, name string) (ProjectMetadata, error) {
 	var p ProjectMetadata
 	_, err := decode(b, name, &p)
+	if p.Source != nil {
+		localTimes(p.Source.Version)
+		localTimes(p.Source.Metadata)
+	}
 	return p, err
 }
 

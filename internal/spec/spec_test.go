@@ -11,6 +11,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 	"pgregory.net/rapid"
 
+	"github.com/kilnbuild/kiln/internal/encode"
 	"github.com/kilnbuild/kiln/test/conform"
 )
 
@@ -243,11 +244,11 @@ func TestLifecycleLabel(t *testing.T) {
 	}
 
 	// The label's null and nested values survive the way through analyzed.toml.
-	back, err = DecodeLifecycleMetadata(`{"buildpacks":[{"key":"a","layers":{"l":{"data":{"a":null,"b":[1,null,{"c":1.5}],"d":1e3,"big":1e30}}},"store":null}]}`)
+	back, err = DecodeLifecycleMetadata(`{"buildpacks":[{"key":"a","layers":{"n":{"data":null},"s":{"data":"text","launch":true},"l":{"data":{"a":null,"b":[1,null,{"c":1.5}],"d":1e3,"big":1e30}}},"store":null}]}`)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := Marshal(Analyzed{Metadata: back})
+	b, err := encode.TOML(Analyzed{Metadata: back}.TOML())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -255,6 +256,10 @@ func TestLifecycleLabel(t *testing.T) {
 	wantData := map[string]any{"b": []any{int64(1), map[string]any{"c": 1.5}}, "d": 1000.0, "big": 1e30}
 	if diff := cmp.Diff(wantData, a.Metadata.Buildpacks[0].Layers["l"].Data); err != nil || diff != "" {
 		t.Errorf("%v %s\n%s", err, diff, b)
+	}
+
+	if s := back.Buildpacks[0].Layers["s"]; s.Data != nil || !s.Launch || back.Buildpacks[0].Layers["n"].Data != nil {
+		t.Errorf("metadata that is no table: %+v", back)
 	}
 
 	for _, bad := range []string{"", "[]", "{", `{"app":3}`, "{} {}"} {
@@ -286,9 +291,9 @@ func TestBuildLabel(t *testing.T) {
 	}
 	const rest = `"launcher":{"version":"1","source":{"git":{"repository":"r","commit":"c"}}},"buildpack-default-process-type":"web"}`
 	for api, want := range map[string]string{
-		"0.12": `{"processes":[{"type":"web","command":["x","y"],"args":["z"],"direct":true,"working-dir":"/w","buildpackID":"a"},{"type":"t","command":["u"],"args":[],"direct":false,"exec-env":["*"]}],` +
+		"0.12": `{"processes":[{"type":"web","command":["x","y"],"args":["z"],"direct":true,"buildpackID":"a","working-dir":"/w"},{"type":"t","command":["u"],"args":[],"direct":false,"exec-env":["*"]}],` +
 			`"buildpacks":[{"id":"a","version":"1","api":"0.10","homepage":"h"}],"extensions":[{"id":"e","version":"1","api":"0.10"}],` + rest,
-		"0.9": `{"processes":[{"type":"web","command":"x","args":["y","z"],"direct":true,"working-dir":"/w","buildpackID":"a"},{"type":"t","command":"u","args":[],"direct":false}],` +
+		"0.9": `{"processes":[{"type":"web","command":"x","args":["y","z"],"direct":true,"buildpackID":"a","working-dir":"/w"},{"type":"t","command":"u","args":[],"direct":false}],` +
 			`"buildpacks":[{"id":"a","version":"1","homepage":"h"}],"extensions":[{"id":"e","version":"1"}],` + rest,
 	} {
 		got, err := EncodeBuildLabel(l, api)
@@ -318,18 +323,18 @@ func TestMarshal(t *testing.T) {
 		v    any
 		want string
 	}{
-		{"restored layer has no types", LayerTOML{Metadata: map[string]any{"b": int64(1), "a": map[string]any{"z": true}}}, "[metadata]\nb = 1\n\n[metadata.a]\nz = true\n"},
-		{"layer", LayerTOML{Types: LayerTypes{Launch: true}}, "[types]\nlaunch = true\nbuild = false\ncache = false\n"},
+		{"restored layer has no types", LayerTOML{Metadata: map[string]any{"b": int64(1), "a": map[string]any{"z": true}}}, "[metadata]\n  b = 1\n  [metadata.a]\n    z = true\n"},
+		{"layer", LayerTOML{Types: LayerTypes{Launch: true}}, "[types]\n  launch = true\n  build = false\n  cache = false\n"},
 		{"empty group", Group{}, ""},
-		{"group", Group{Group: []GroupElement{{ID: "a", Version: "1", API: "0.9"}}}, "[[group]]\nid = \"a\"\nversion = \"1\"\napi = \"0.9\"\n"},
-		{"report", Report{ReportImage{Tags: []string{"t"}, Digest: "d", ManifestSize: 12}}, "[image]\ntags = [\"t\"]\ndigest = \"d\"\nmanifest-size = 12\n"},
-		{"report of a daemon", Report{ReportImage{Tags: []string{"t"}, ImageID: "i"}}, "[image]\ntags = [\"t\"]\nimage-id = \"i\"\n"},
-		{"analyzed", Analyzed{RunImage: &RunImage{Image: "i", Reference: "r"}}, "[run-image]\nimage = \"i\"\nreference = \"r\"\n"},
-		{"plan", Plan{Entries: []PlanEntry{{[]PlanProvider{{ID: "a", Version: "1"}}, []Require{{Name: "n"}}}}}, "[[entries]]\n[[entries.providers]]\nid = \"a\"\nversion = \"1\"\n\n[[entries.requires]]\nname = \"n\"\n"},
+		{"group", Group{Group: []GroupElement{{ID: "a", Version: "1", API: "0.9"}}}, "[[group]]\n  id = \"a\"\n  version = \"1\"\n  api = \"0.9\"\n"},
+		{"report", Report{ReportImage{Tags: []string{"t"}, Digest: "d", ManifestSize: 12}}, "[image]\n  tags = [\"t\"]\n  digest = \"d\"\n  manifest-size = 12\n"},
+		{"report of a daemon", Report{ReportImage{Tags: []string{"t"}, ImageID: "i"}}, "[image]\n  tags = [\"t\"]\n  image-id = \"i\"\n"},
+		{"analyzed", Analyzed{RunImage: &RunImage{Image: "i", Reference: "r"}}, "[run-image]\n  image = \"i\"\n  reference = \"r\"\n"},
+		{"plan", Plan{Entries: []PlanEntry{{[]PlanProvider{{ID: "a", Version: "1"}}, []Require{{Name: "n"}}}}}, "[[entries]]\n\n  [[entries.providers]]\n    id = \"a\"\n    version = \"1\"\n\n  [[entries.requires]]\n    name = \"n\"\n"},
 	}
 	for _, tt := range tests {
 		for range 3 {
-			got, err := Marshal(tt.v)
+			got, err := encode.TOML(tt.v)
 			if diff := cmp.Diff(tt.want, string(got)); err != nil || diff != "" {
 				t.Errorf("%s: %v %s", tt.name, err, diff)
 			}
@@ -344,7 +349,7 @@ func TestBuildMetadata(t *testing.T) {
 		Processes: []Process{{Type: "web", Command: []string{"x", "y"}, Args: []string{"z"}, Direct: true, WorkingDirectory: "/w", BuildpackID: "a", ExecEnv: []string{"*"}}},
 		Slices:    []Slice{{[]string{"p"}}}, Labels: []Label{{"k", "v"}},
 	}
-	b, err := EncodeBuildMetadata(m, "0.15")
+	b, err := encode.TOML(m.TOML("0.15"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -353,8 +358,8 @@ func TestBuildMetadata(t *testing.T) {
 		t.Error(err, diff)
 	}
 
-	b, err = EncodeBuildMetadata(m, "0.9")
-	if err != nil || !strings.Contains(string(b), "\ncommand = \"x\"\nargs = [\"y\", \"z\"]\ndirect = true\n") {
+	b, err = encode.TOML(m.TOML("0.9"))
+	if err != nil || !strings.Contains(string(b), "\n  command = \"x\"\n  args = [\"y\", \"z\"]\n  direct = true\n") {
 		t.Errorf("%v\n%s", err, b)
 	}
 	got, err = ReadBuildMetadata(b, "metadata.toml")
@@ -362,6 +367,26 @@ func TestBuildMetadata(t *testing.T) {
 	old.Processes = []Process{{Type: "web", Command: []string{"x"}, Args: []string{"y", "z"}, Direct: true, WorkingDirectory: "/w", BuildpackID: "a"}}
 	if diff := cmp.Diff(old, got); err != nil || diff != "" {
 		t.Error(err, diff)
+	}
+}
+
+// A date without an offset stays one in TOML; a label has the time that the
+// reference's decoder makes of it.
+func TestLocalTimes(t *testing.T) {
+	const body = "[metadata]\n  d = 2026-01-02\n  dt = 2026-01-02T03:04:05.6\n  list = [{t = 07:08:09}]\n"
+	l, err := ReadLayerTOML([]byte(body), "layer.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := encode.TOML(struct {
+		Metadata map[string]any `toml:"metadata"`
+	}{l.Metadata})
+	if diff := cmp.Diff("[metadata]\n  d = 2026-01-02\n  dt = 2026-01-02T03:04:05.6\n\n  [[metadata.list]]\n    t = 07:08:09\n", string(again)); err != nil || diff != "" {
+		t.Error(err, diff)
+	}
+	label, err := EncodeLabel(l.Metadata)
+	if want := `{"d":"2026-01-02T00:00:00Z","dt":"2026-01-02T03:04:05.6Z","list":[{"t":"0000-01-01T07:08:09Z"}]}`; err != nil || label != want {
+		t.Errorf("%v: the label is\n%s\nwant\n%s", err, label, want)
 	}
 }
 
@@ -374,7 +399,7 @@ func metadata(depth int) *rapid.Generator[map[string]any] {
 		}
 		switch rapid.IntRange(0, kinds-1).Draw(r, "kind") {
 		case 0:
-			return rapid.String().Draw(r, "string")
+			return rapid.OneOf(rapid.String(), rapid.StringOfN(rapid.SampledFrom([]rune("'\"\\ ab=[]#.\n\t\x00\x7fé")), 0, 12, -1)).Draw(r, "string")
 		case 1:
 			return rapid.Int64().Draw(r, "int")
 		case 2:
@@ -388,7 +413,7 @@ func metadata(depth int) *rapid.Generator[map[string]any] {
 			}
 			return list
 		case 5:
-			return []any{metadata(depth-1).Draw(r, "in list")}
+			return append(rapid.SampledFrom([][]any{nil, {true}}).Draw(r, "before"), metadata(depth-1).Draw(r, "in list"))
 		}
 		return metadata(depth-1).Draw(r, "table")
 	}), 0, 4)
@@ -399,7 +424,7 @@ func metadata(depth int) *rapid.Generator[map[string]any] {
 func TestMetadataRoundTrip(t *testing.T) {
 	rapid.Check(t, func(r *rapid.T) {
 		want := metadata(2).Draw(r, "metadata")
-		b, err := Marshal(LayerTOML{Metadata: want})
+		b, err := encode.TOML(LayerTOML{Metadata: want})
 		if err != nil {
 			r.Fatal(err)
 		}
@@ -426,7 +451,7 @@ func TestMetadataRoundTrip(t *testing.T) {
 		if err != nil {
 			r.Fatal(err)
 		}
-		if b, err = Marshal(Analyzed{Metadata: m}); err != nil {
+		if b, err = encode.TOML(Analyzed{Metadata: m}.TOML()); err != nil {
 			r.Fatal(err)
 		}
 		a, err := ReadAnalyzed(b, "analyzed.toml")
@@ -500,7 +525,7 @@ func FuzzRead(f *testing.F) {
 			if !written(name) {
 				continue
 			}
-			b, err := Marshal(v)
+			b, err := encode.TOML(v)
 			if err != nil {
 				t.Errorf("%s: %v", name, err)
 				continue
@@ -510,10 +535,10 @@ func FuzzRead(f *testing.F) {
 				t.Errorf("%s: %v\n%s", name, err, b)
 				continue
 			}
-			if diff := cmp.Diff(v, again, cmpopts.EquateEmpty(), cmpopts.EquateNaNs()); diff != "" {
+			if diff := cmp.Diff(v, again, cmpopts.EquateEmpty(), cmpopts.EquateNaNs(), cmp.AllowUnexported(localTime{})); diff != "" {
 				t.Errorf("%s reads back as another: %s\n%s", name, diff, b)
 			}
-			if b2, err := Marshal(again); err != nil || string(b2) != string(b) {
+			if b2, err := encode.TOML(again); err != nil || string(b2) != string(b) {
 				t.Errorf("%s: not stable\n%s\n%s", name, b, b2)
 			}
 		}
@@ -543,7 +568,7 @@ func FuzzLabels(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, label string) {
 		check(t, label, LifecycleMetadataLabel, DecodeLifecycleMetadata, func(m LifecycleMetadata) (string, error) {
-			b, err := Marshal(Analyzed{Metadata: m})
+			b, err := encode.TOML(Analyzed{Metadata: m}.TOML())
 			if err != nil {
 				return "", err
 			}
