@@ -233,7 +233,7 @@ func TestLastingFaults(t *testing.T) {
 		{"POST uploads", answer(403), 1, image.ErrUnauthorized, "403", "permissions"},
 		{"PUT uploads", answer(413), 1, nil, "413", "client_max_body_size"},
 		{"PUT uploads", answer(500), all, image.ErrUnavailable, "500", "try again later"},
-		{"PUT uploads", lieOnWay, 2, nil, "400", ""},
+		{"PUT uploads", lieOnWay, 4, nil, "400", ""},
 		{"HEAD blobs", answer(500), all, image.ErrUnavailable, "500", "try again later"},
 		{"GET v2", answer(500), all, image.ErrUnavailable, "500", ""},
 		{"GET v2", answer(404), 1, image.ErrNotFound, "404", ""},

@@ -253,6 +253,12 @@ func (c *client) has(ctx context.Context, desc v1.Descriptor) (bool, error) {
 	return resp.StatusCode == http.StatusOK && (resp.ContentLength < 0 || resp.ContentLength == desc.Size), nil
 }
 
+// there is has of a registry that has just failed: only its yes is one.
+func (c *client) there(ctx context.Context, desc v1.Descriptor) bool {
+	there, err := c.has(ctx, desc)
+	return err == nil && there
+}
+
 func (p *push) upload(ctx context.Context, items []item) error {
 	var total int64
 	for _, it := range items {
@@ -287,8 +293,9 @@ func (c *client) send(ctx context.Context, it item, progress *transfer) error {
 		case errors.Is(err, errLocal):
 			return err
 		case answered && spentUpload(te):
-			// Bytes that went bad on the way, or a session that is gone.
-			if refused++; refused > 1 {
+			// Bytes that went bad on the way, or a session that is gone. Debian's
+			// registry also says so of a blob that another push is writing.
+			if refused++; refused > 3 {
 				return err
 			}
 		case !temporary(err):
@@ -300,6 +307,10 @@ func (c *client) send(ctx context.Context, it item, progress *transfer) error {
 		}
 		if !t.wait(ctx, after, c.notify(err)) {
 			return err
+		}
+		if refused > 0 && c.there(ctx, it.desc) {
+			progress.add(it.desc.Size)
+			return nil
 		}
 	}
 }

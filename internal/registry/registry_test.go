@@ -156,6 +156,7 @@ func TestContract(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			host := start(t)
 			r, _ := newRegistry(t, Options{})
+			r.retry.sleep = sleep // a registry that is slow gets the time that users give it
 			imagetest.Place{Target: r, Source: r, Ref: func(word string) string { return host + "/some/app:" + word }}.Test(t)
 		})
 	}
