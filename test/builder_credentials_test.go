@@ -15,6 +15,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/test/conform"
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 // credentials: a buildpack that looks everywhere for the credentials of the
@@ -72,8 +73,8 @@ func credentials(t *testing.T, w *world) {
 	}
 	t.Run("kiln build", func(t *testing.T) {
 		dir := t.TempDir()
-		writeFiles(t, dir+"/source", app)
-		writeFiles(t, dir+"/tmp", nil)
+		filetree.Write(t, dir+"/source", 0o644, app)
+		filetree.Write(t, dir+"/tmp", 0o644, nil)
 		env := []string{"DOCKER_CONFIG=" + canary(t, locked), "TMPDIR=" + dir + "/tmp", "CNB_REGISTRY_AUTH=" + auth[1][len("CNB_REGISTRY_AUTH="):]}
 		r := runKiln(t.Context(), t, dir+"/store", env, "build", locked+"/secret/kiln", "--path", dir+"/source", "--builder", w.addr+"/"+small, "--publish", "--verbose").ok(t)
 		foundNothing(t, r.String())

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kilnbuild/kiln/test/conform"
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 // elsewhere: on another file system, in another builder with the same
@@ -59,8 +60,8 @@ func elsewhere(t *testing.T, w *world) {
 // another user if there is a command for that.
 func (w *world) elsewhereByKiln(t *testing.T, repo, dir string, app map[string]string, as ...string) {
 	t.Helper()
-	writeFiles(t, dir+"/source", app)
-	writeFiles(t, dir+"/tmp", nil)
+	filetree.Write(t, dir+"/source", 0o644, app)
+	filetree.Write(t, dir+"/tmp", 0o644, nil)
 	argv := slices.Concat(as, []string{filepath.Join(bin, "kiln"), "build", w.addr + "/" + repo, "--path", dir + "/source", "--builder", w.addr + "/" + smallBuilder, "--publish", "--quiet"})
 	if len(as) > 0 {
 		// The programs of this test may be where only root comes.

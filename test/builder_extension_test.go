@@ -13,6 +13,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/debian"
 	"github.com/kilnbuild/kiln/test/conform"
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 // extension: a package is installed in the build image and in the run image, by
@@ -45,7 +46,7 @@ func extension(t *testing.T, p *proof) {
 func (p *proof) extended(t *testing.T) string {
 	t.Helper()
 	at := p.five
-	writeFiles(t, filepath.Join(at.dir, "kaniko"), nil)
+	filetree.Write(t, filepath.Join(at.dir, "kaniko"), 0o644, nil)
 	at.give(t)
 	kaniko := []string{"--volume", at.dir + "/kaniko:/kaniko"}
 	said := p.world.phases(t, at, kaniko, [][]string{{"analyzer", at.image}, {"detector"}, {"restorer", "-cache-dir", "/cache", "-build-image", p.addr + "/" + p.builder}})

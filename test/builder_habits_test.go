@@ -15,6 +15,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/spec"
 	"github.com/kilnbuild/kiln/test/conform"
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 // habits: platforms start the lifecycle each in its own way, and get the image
@@ -138,7 +139,7 @@ func pack(t *testing.T, w *world, app map[string]string) {
 	p := w.place(t, worldBuilder, "habits/pack", app)
 	locked := w.locked(t)
 	p.image = locked + "/habits/pack"
-	writeFiles(t, filepath.Join(p.dir, "layers"), map[string]string{"project-metadata.toml": "[source]\ntype = \"git\"\n[source.version]\ncommit = \"abc\"\n"})
+	filetree.Write(t, filepath.Join(p.dir, "layers"), 0o644, map[string]string{"project-metadata.toml": "[source]\ntype = \"git\"\n[source.version]\ncommit = \"abc\"\n"})
 	p.give(t)
 	p.secrets = []string{"--env", `CNB_REGISTRY_AUTH={"` + locked + `":"` + basicAuth() + `"}`, "--env", "SOURCE_DATE_EPOCH=1234567890"}
 	w.phases(t, p, nil, [][]string{{"creator", "-app", "/workspace", "-cache-dir", "/cache", "-run-image", w.addr + "/" + worldRun, "-skip-restore", "-log-level", "debug",

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 // place is where one app is built, again and again: what a platform mounts for
@@ -30,10 +32,10 @@ func (w *world) place(t *testing.T, builder, image string, app map[string]string
 	p := &place{dir: filepath.Join(w.dir, strings.ReplaceAll(image, "/", "-")), builder: w.inPodman(t, builder), image: w.addr + "/" + image, env: append(proxies(), "CNB_PLATFORM_API=0.15")}
 	user := map[string]string{"SSL_CERT_FILE": insideCAs, "NODE_EXTRA_CA_CERTS": insideCAs}
 	maps.Copy(user, w.user)
-	writeFiles(t, filepath.Join(p.dir, "platform", "env"), user)
+	filetree.Write(t, filepath.Join(p.dir, "platform", "env"), 0o644, user)
 	p.fresh(t)
 	p.setApp(t, app)
-	writeFiles(t, filepath.Join(p.dir, "cache"), nil)
+	filetree.Write(t, filepath.Join(p.dir, "cache"), 0o644, nil)
 	p.give(t)
 	return p
 }
@@ -64,7 +66,7 @@ func (p *place) fresh(t *testing.T) {
 func (p *place) setApp(t *testing.T, app map[string]string) {
 	t.Helper()
 	p.empty(t, "app")
-	writeFiles(t, filepath.Join(p.dir, "app"), app)
+	filetree.Write(t, filepath.Join(p.dir, "app"), 0o644, app)
 	p.give(t)
 }
 
@@ -75,7 +77,7 @@ func (p *place) empty(t *testing.T, name string) {
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
-	writeFiles(t, dir, nil)
+	filetree.Write(t, dir, 0o644, nil)
 }
 
 func (p *place) give(t *testing.T) {
@@ -90,24 +92,6 @@ func give(t *testing.T, dir string) {
 	t.Helper()
 	if out, err := exec.Command("chown", "-hR", "1000:1000", dir).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
-	}
-}
-
-// writeFiles makes a folder with files in it.
-func writeFiles(t *testing.T, dir string, files map[string]string) {
-	t.Helper()
-	mkdir := func(dir string) {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	mkdir(dir)
-	for name, content := range files {
-		file := filepath.Join(dir, name)
-		mkdir(filepath.Dir(file))
-		if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
-			t.Fatal(err)
-		}
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/spec"
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 // TestBuilders builds with real builders: buildpacks that are shell scripts, as
@@ -68,7 +69,7 @@ func (w *world) proof(t *testing.T, s scenario, builder string) *proof {
 	p := &proof{world: w, s: s, builder: builder, source: filepath.Join(w.dir, "source-"+s.name)}
 	p.five = w.place(t, builder, "five/"+s.name, s.below("app"))
 	p.creator = w.place(t, builder, "creator/"+s.name, s.below("app"))
-	writeFiles(t, p.source, s.below("app"))
+	filetree.Write(t, p.source, 0o644, s.below("app"))
 	return p
 }
 
@@ -79,7 +80,7 @@ func (p *proof) change(t *testing.T, name, content string) {
 	for _, at := range []*place{p.five, p.creator} {
 		at.setApp(t, p.s.below("app"))
 	}
-	writeFiles(t, p.source, p.s.below("app"))
+	filetree.Write(t, p.source, 0o644, p.s.below("app"))
 }
 
 // everyWay builds by five phases, by creator, by kiln build to the store and

@@ -23,6 +23,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/spec"
 	storepkg "github.com/kilnbuild/kiln/internal/store"
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 // world is where real builders build: Debian's docker-registry with a builder
@@ -162,7 +163,7 @@ func (w *world) makeBases(t *testing.T) {
 		}
 		patiently(t, args...)
 	}
-	patiently(t, "build", "warm-up-builders", "--path", app(t, map[string]string{"f": "x"}), "--buildpack", buildpack(t, "test/nothing", "", ""), "--quiet")
+	patiently(t, "build", "warm-up-builders", "--path", filetree.New(t, map[string]string{"f": "x"}), "--buildpack", buildpack(t, "test/nothing", "", ""), "--quiet")
 }
 
 // patiently runs kiln, which must succeed, for as long as the test may run:

@@ -15,6 +15,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/daemon/daemontest"
 	"github.com/kilnbuild/kiln/internal/platform"
 	"github.com/kilnbuild/kiln/internal/spec"
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 // daemons is images in a Docker and a podman daemon: built there, read from
@@ -98,7 +99,7 @@ func (d inDaemon) output(t *testing.T) {
 
 	// The same again, another app on the same base, and a change.
 	d.transfers()
-	changed := app(t, map[string]string{"app.txt": "another app\n"})
+	changed := filetree.New(t, map[string]string{"app.txt": "another app\n"})
 	for _, again := range []struct {
 		what, name, source string
 		same               bool

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 // inNamespace runs a shell script where it may mount, and where nothing of that
@@ -24,7 +26,7 @@ func inNamespace(t *testing.T, script string, args ...string) result {
 // and with more room the same command works.
 func TestFullDisk(t *testing.T) {
 	builder, run := tiny(t)
-	source := app(t, map[string]string{"f": "x"})
+	source := filetree.New(t, map[string]string{"f": "x"})
 	// Bytes that no file system can store in less.
 	noise := filepath.Join(source, "noise")
 	if out, err := exec.Command("dd", "if=/dev/urandom", "of="+noise, "bs=1M", "count=64", "status=none").CombinedOutput(); err != nil {
@@ -82,7 +84,7 @@ echo "== read-only: exit $code"
 
 // TestFileSizeLimit runs into a limit of the shell instead of the disk's.
 func TestFileSizeLimit(t *testing.T) {
-	source := app(t, map[string]string{"big": strings.Repeat("x", 3<<20)})
+	source := filetree.New(t, map[string]string{"big": strings.Repeat("x", 3<<20)})
 	bp := buildpack(t, "test/nothing", "", "")
 	must(t, "build", "limited", "--path", source, "--buildpack", bp, "--quiet")
 	before := must(t, "images", "--quiet")

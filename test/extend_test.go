@@ -15,6 +15,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/spec"
 	storepkg "github.com/kilnbuild/kiln/internal/store"
 	"github.com/kilnbuild/kiln/test/conform"
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 // TestExtensions builds with a builder that has an image extension: by kiln
@@ -73,7 +74,7 @@ func newExtensionWorld(t *testing.T, s scenario) *world {
 
 func kilnExtends(t *testing.T, w *world, s scenario) {
 	source := filepath.Join(w.dir, "source")
-	writeFiles(t, source, s.below("app"))
+	filetree.Write(t, source, 0o644, s.below("app"))
 	name := w.addr + "/kiln/extension"
 	args := []string{"build", name, "--path", source, "--builder", w.addr + "/" + worldBuilder, "--env", "APT=yes"}
 	said := patiently(t, args...)
@@ -177,7 +178,7 @@ func filesOf(t *testing.T, l v1.Layer) map[string]string {
 func containersExtend(t *testing.T, w *world, s scenario) {
 	conform.Covers(t, 95)
 	p := &proof{world: w, s: s, builder: worldBuilder, five: w.place(t, worldBuilder, "five/extended", s.below("app"))}
-	writeFiles(t, filepath.Join(p.five.dir, "kaniko"), nil)
+	filetree.Write(t, filepath.Join(p.five.dir, "kaniko"), 0o644, nil)
 	p.five.give(t)
 	kaniko := []string{"--volume", p.five.dir + "/kaniko:/kaniko"}
 	w.phases(t, p.five, kaniko, [][]string{

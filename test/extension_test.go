@@ -17,6 +17,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/spec"
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 // with writes an OCI layout with the builder and more files in it, which can be
@@ -79,7 +80,7 @@ func extended(t *testing.T, builder, generate string) string {
 // for what cannot be.
 func TestExtensionChoosesRunImage(t *testing.T) {
 	builder, run := tiny(t)
-	source := app(t, map[string]string{"f": "x"})
+	source := filetree.New(t, map[string]string{"f": "x"})
 	name := "chosen-run"
 	args := []string{"build", name, "--path", source, "--run-image", run}
 
@@ -135,7 +136,7 @@ func TestSystemBuildpacks(t *testing.T) {
 		"/cnb/buildpacks/everywhere/1/bin/build":      "#!/bin/sh\necho system buildpack\n",
 		"/cnb/buildpacks/everywhere/1/buildpack.toml": "api = '0.12'\n[buildpack]\nid = 'everywhere'\nversion = '1'\n",
 	})
-	args := []string{"build", "system", "--path", app(t, map[string]string{"f": "x"}), "--run-image", run, "--builder", builder}
+	args := []string{"build", "system", "--path", filetree.New(t, map[string]string{"f": "x"}), "--run-image", run, "--builder", builder}
 	if out := must(t, args...); !strings.Contains(out, "everywhere@1\n    system buildpack\n") {
 		t.Errorf("it did not run:\n%s", out)
 	}

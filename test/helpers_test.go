@@ -15,6 +15,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/archive"
 	"github.com/kilnbuild/kiln/internal/image"
 	storepkg "github.com/kilnbuild/kiln/internal/store"
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 // result is what a kiln that ended leaves for its caller to see.
@@ -89,7 +90,7 @@ func refuses(t *testing.T, cmd *exec.Cmd, code int, words ...string) result {
 // in a moment.
 func tiny(t *testing.T) (builder, run string) {
 	t.Helper()
-	must(t, "build", "warm-up-tiny", "--path", app(t, map[string]string{"f": "x"}), "--buildpack", buildpack(t, "test/nothing", "", ""), "--quiet")
+	must(t, "build", "warm-up-tiny", "--path", filetree.New(t, map[string]string{"f": "x"}), "--buildpack", buildpack(t, "test/nothing", "", ""), "--quiet")
 	st, err := storepkg.Open(t.Context(), sharedStore(t))
 	if err != nil {
 		t.Fatal(err)

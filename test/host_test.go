@@ -10,12 +10,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 // TestNoUserNamespaces runs where the kernel gives none: it says so, and the
 // exact fix; doctor says the same.
 func TestNoUserNamespaces(t *testing.T) {
-	source := app(t, map[string]string{"f": "x"})
+	source := filetree.New(t, map[string]string{"f": "x"})
 	bp := buildpack(t, "test/nothing", "", "")
 	must(t, "build", "spaceless", "--path", source, "--buildpack", bp, "--quiet")
 	for _, args := range [][]string{{"build", "spaceless", "--path", source, "--buildpack", bp}, {"doctor"}, {"run", "spaceless", "--", "true"}} {
@@ -52,7 +54,7 @@ func TestTiers(t *testing.T) {
 	builder, run := tiny(t)
 	bp := buildpack(t, "test/layer", "", `mkdir -p "$CNB_LAYERS_DIR/l/d"; cp f "$CNB_LAYERS_DIR/l/d/"; ln -sf d/f "$CNB_LAYERS_DIR/l/s"; rm f; mkdir g
 printf '[types]\nlaunch=true\ncache=true\n' > "$CNB_LAYERS_DIR/l.toml"`)
-	source := app(t, map[string]string{"f": "x", "h/i": "y"})
+	source := filetree.New(t, map[string]string{"f": "x", "h/i": "y"})
 	ids := map[string]bool{}
 	for _, tier := range []string{"1", "2", "3"} {
 		name := "tier-" + tier
@@ -90,7 +92,7 @@ printf '[types]\nlaunch=true\ncache=true\n' > "$CNB_LAYERS_DIR/l.toml"`)
 func TestOverlayRoot(t *testing.T) {
 	builder, run := tiny(t)
 	bp := buildpack(t, "test/nothing", "", "")
-	source := app(t, map[string]string{"f": "x"})
+	source := filetree.New(t, map[string]string{"f": "x"})
 	want := must(t, "build", "contained", "--path", source, "--buildpack", bp, "--builder", builder, "--run-image", run, "--quiet")
 	must(t, "rm", "contained")
 	r := inNamespace(t, `
@@ -124,7 +126,7 @@ func TestSameImageWhoeverAsks(t *testing.T) {
 	builder, run := tiny(t)
 	bp := buildpack(t, "test/layer", "", `umask; cd "$CNB_LAYERS_DIR"; mkdir -p l/d env; echo x > l/d/f; date -d @0 > l/date; ls /nowhere 2> l/error || true
 printf '[types]\nlaunch=true\ncache=true\n' > l.toml; cd -; mkdir new; echo y > new/f`)
-	source := app(t, map[string]string{"f": "x", "sub/dir/g": "y"})
+	source := filetree.New(t, map[string]string{"f": "x", "sub/dir/g": "y"})
 	ids := map[string][]string{}
 	for _, how := range []string{"umask 022", "umask 077; export TZ=Asia/Tokyo LANG=de_DE.UTF-8 LC_ALL=C", "umask 000; export TZ=No/Where LANG=bogus LC_ALL=bogus; unset HOME"} {
 		dir := t.TempDir()
@@ -162,7 +164,7 @@ mkdir -p "$CNB_LAYERS_DIR/l" "$CNB_LAYERS_DIR/c"; echo x > "$CNB_LAYERS_DIR/l/f"
 printf '[types]\nlaunch=true\nbuild=true\ncache=true\n' > "$CNB_LAYERS_DIR/l.toml"; printf '[types]\ncache=true\nbuild=true\n' > "$CNB_LAYERS_DIR/c.toml"
 printf '[[processes]]\ntype="web"\ncommand=["cat", "new"]\n' > "$CNB_LAYERS_DIR/launch.toml"
 echo all is here`)
-	source := app(t, map[string]string{"f": "x"})
+	source := filetree.New(t, map[string]string{"f": "x"})
 	mine := filepath.Join(dir, "store")
 	t.Cleanup(func() { removeAll(filepath.Join(mine, "x")) })
 	env := []string{"SSL_CERT_FILE=" + bundle, "NO_PROXY=.internal"}

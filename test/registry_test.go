@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 // TestRegistry builds with a builder from a registry, into a registry and
@@ -209,7 +211,7 @@ func faults(t *testing.T, s site) {
 	defer all.Wait()
 	start := func(name string, f func(*testing.T)) { all.Go(func() { t.Run(name, f) }) }
 	before := runKiln(t.Context(), t, store, nil, s.build(s.addr+"/me/before", s.source, "--publish")...).ok(t).id()
-	source := app(t, map[string]string{"app.txt": "another app\n"})
+	source := filetree.New(t, map[string]string{"app.txt": "another app\n"})
 	const always = -1
 	denied := []string{"Www-Authenticate", `Basic realm="test"`}
 	for _, tc := range []struct {

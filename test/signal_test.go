@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 // buildpack writes a shell buildpack and an app for it.
@@ -26,30 +28,7 @@ func buildpack(t *testing.T, id, detect, build string) string {
 		"bin/detect":     "#!/bin/bash\n" + detect + "\n",
 		"bin/build":      "#!/bin/bash\nset -e\n" + build + "\n",
 	}
-	for name, content := range files {
-		path := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(content), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return dir
-}
-
-func app(t *testing.T, files map[string]string) string {
-	t.Helper()
-	dir := t.TempDir()
-	for name, content := range files {
-		path := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
+	filetree.Write(t, dir, 0o755, files)
 	return dir
 }
 
@@ -99,7 +78,7 @@ func nothingLeft(t *testing.T, word string) {
 // TestInterruptInEveryPhase presses Ctrl-C when a phase has just begun, and in
 // the middle of the buildpacks' own work.
 func TestInterruptInEveryPhase(t *testing.T) {
-	source := app(t, map[string]string{"f": "x"})
+	source := filetree.New(t, map[string]string{"f": "x"})
 	for i, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
 		for _, phase := range []string{"analyzer", "detector", "restorer", "builder", "exporter"} {
 			t.Run(phase+"-"+sig.String(), func(t *testing.T) {
@@ -182,7 +161,7 @@ func TestInterruptInEveryPhase(t *testing.T) {
 func TestKilledBuildLeavesNothingForLong(t *testing.T) {
 	word := strconv.Itoa(32_000_000 + os.Getpid()%1000)
 	bp := buildpack(t, "test/slow", "", "setsid sleep "+word+" & sleep "+word)
-	source := app(t, map[string]string{"f": "x"})
+	source := filetree.New(t, map[string]string{"f": "x"})
 	cmd := kilnCommand(t.Context(), t, "build", "killed", "--path", source, "--buildpack", bp)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -211,7 +190,7 @@ func TestKilledBuildLeavesNothingForLong(t *testing.T) {
 // TestTwoBuildsOfOneImage runs the same build several times at once.
 func TestTwoBuildsOfOneImage(t *testing.T) {
 	bp := buildpack(t, "test/layer", "", `mkdir -p "$CNB_LAYERS_DIR/l"; cp app.txt "$CNB_LAYERS_DIR/l/"; printf '[types]\nlaunch=true\ncache=true\n' > "$CNB_LAYERS_DIR/l.toml"; sleep 0.3`)
-	source := app(t, map[string]string{"app.txt": "x"})
+	source := filetree.New(t, map[string]string{"app.txt": "x"})
 	const n = 4
 	type result struct {
 		out []byte

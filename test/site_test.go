@@ -27,6 +27,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
 	"github.com/kilnbuild/kiln/internal/spec"
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 // site is a place to build at without the weight of Python: Debian's
@@ -57,7 +58,7 @@ func newSite(t *testing.T) site {
 		t.Fatal(err)
 	}
 	t.Cleanup(stop)
-	s := site{addr: addr, source: app(t, map[string]string{"app.txt": "the app\n", "deep/er/file": "x"}), pack: buildpack(t, "test/site", "", siteBuild), store: t.TempDir()}
+	s := site{addr: addr, source: filetree.New(t, map[string]string{"app.txt": "the app\n", "deep/er/file": "x"}), pack: buildpack(t, "test/site", "", siteBuild), store: t.TempDir()}
 	// kiln's own run image, from the store by way of skopeo, is run image and,
 	// with a builder's labels, builder.
 	if out, err := kilnCommand(t.Context(), t, "build", "site", "--path", s.source, "--buildpack", s.pack).CombinedOutput(); err != nil {

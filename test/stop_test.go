@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 // background is a kiln that runs while the test does something to it.
@@ -126,14 +128,14 @@ func closed(c <-chan struct{}) func() bool {
 // a mirror that hangs, and while another build of the image is waited for.
 func TestInterruptBeforePhases(t *testing.T) {
 	bp := buildpack(t, "test/nothing", "", "")
-	source := app(t, map[string]string{"f": "x"})
+	source := filetree.New(t, map[string]string{"f": "x"})
 	must(t, "build", "untouched", "--path", source, "--buildpack", bp, "--quiet")
 	before := must(t, "images", "--json")
 	host, asked := silent(t)
 	mirror, wanted := silent(t)
 	empty := filepath.Join(t.TempDir(), "store")
 
-	big := app(t, nil)
+	big := filetree.New(t, nil)
 	if f, err := os.Create(filepath.Join(big, "big")); err != nil {
 		t.Fatal(err)
 	} else if err := errors.Join(f.Truncate(4<<30), f.Close()); err != nil {
@@ -184,7 +186,7 @@ func TestInterruptBeforePhases(t *testing.T) {
 // and one with children in sessions of their own.
 func TestInterruptRun(t *testing.T) {
 	bp := buildpack(t, "test/nothing", "", "")
-	must(t, "build", "server", "--path", app(t, map[string]string{"f": "x"}), "--buildpack", bp, "--quiet")
+	must(t, "build", "server", "--path", filetree.New(t, map[string]string{"f": "x"}), "--buildpack", bp, "--quiet")
 	for i, test := range []struct {
 		script string
 		sig    syscall.Signal
@@ -218,7 +220,7 @@ func TestReaderGoesAway(t *testing.T) {
 	word := strconv.Itoa(35_000_000 + os.Getpid()%1000)
 	// It would talk for ever.
 	bp := buildpack(t, "test/chatty", "", "sleep "+word+" & while echo again; do sleep 0.01; done")
-	source := app(t, map[string]string{"f": "x"})
+	source := filetree.New(t, map[string]string{"f": "x"})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	cmd := kilnCommand(ctx, t, "build", "unread", "--path", source, "--buildpack", bp)
@@ -260,7 +262,7 @@ func TestReaderGoesAway(t *testing.T) {
 // TestBuildBesideGCAndRemove builds while others clean up.
 func TestBuildBesideGCAndRemove(t *testing.T) {
 	bp := buildpack(t, "test/layer", "", `mkdir -p "$CNB_LAYERS_DIR/l"; cp app.txt "$CNB_LAYERS_DIR/l/"; printf '[types]\nlaunch=true\ncache=true\n' > "$CNB_LAYERS_DIR/l.toml"`)
-	source := app(t, map[string]string{"app.txt": "beside gc"})
+	source := filetree.New(t, map[string]string{"app.txt": "beside gc"})
 	over := make(chan struct{})
 	var others sync.WaitGroup
 	for _, args := range [][]string{{"store", "gc"}, {"rm", "beside-2"}} {

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kilnbuild/kiln/internal/archive"
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 // file is one file of an app as it must be in the image.
@@ -239,7 +240,7 @@ func appLayer(t *testing.T, dir string) map[string]file {
 // TestUnreadableApp names what cannot be read, and is fine for root, who can.
 func TestUnreadableApp(t *testing.T) {
 	bp := buildpack(t, "test/nothing", "", "")
-	source := app(t, map[string]string{"ok": "x", "sub/secret": "y"})
+	source := filetree.New(t, map[string]string{"ok": "x", "sub/secret": "y"})
 	build := []string{"build", "unreadable", "--path", source, "--buildpack", bp, "--quiet"}
 	for _, path := range []string{"sub/secret", "sub"} {
 		full := filepath.Join(source, path)
@@ -267,7 +268,7 @@ func TestUnreadableApp(t *testing.T) {
 func TestForeignApp(t *testing.T) {
 	source := "/usr/share/base-files" // Debian's, read-only, root's
 	if os.Getuid() == 0 {
-		source = app(t, map[string]string{"f": "x"})
+		source = filetree.New(t, map[string]string{"f": "x"})
 		for _, path := range []string{filepath.Join(source, "f"), source} {
 			if err := errors.Join(os.Chown(path, 12345, 12345), os.Chmod(path, 0o555)); err != nil {
 				t.Fatal(err)
@@ -285,7 +286,7 @@ func TestForeignApp(t *testing.T) {
 // TestLinkedApp takes a link to the app for the app.
 func TestLinkedApp(t *testing.T) {
 	bp := buildpack(t, "test/nothing", "", "")
-	source := app(t, map[string]string{"f": "x"})
+	source := filetree.New(t, map[string]string{"f": "x"})
 	link := filepath.Join(t.TempDir(), "link")
 	if err := os.Symlink(source, link); err != nil {
 		t.Fatal(err)
@@ -301,7 +302,7 @@ func TestLinkedApp(t *testing.T) {
 func TestStoreInApp(t *testing.T) {
 	builder, run := tiny(t)
 	bp := buildpack(t, "test/nothing", "", "")
-	source := app(t, map[string]string{"f": "x"})
+	source := filetree.New(t, map[string]string{"f": "x"})
 	own := filepath.Join(source, ".kiln")
 	t.Cleanup(func() { removeAll(filepath.Join(own, "x")) })
 	args := []string{"build", "own", "--path", source, "--buildpack", bp, "--builder", builder, "--run-image", run}
@@ -327,7 +328,7 @@ func TestStoreInApp(t *testing.T) {
 // TestAppThatChanges refuses to export what nobody had at any one moment.
 func TestAppThatChanges(t *testing.T) {
 	bp := buildpack(t, "test/nothing", "", "")
-	source := app(t, map[string]string{"log": "x"})
+	source := filetree.New(t, map[string]string{"log": "x"})
 	if err := os.WriteFile(filepath.Join(source, "a"), bytes.Repeat([]byte("a"), 32<<20), 0o644); err != nil {
 		t.Fatal(err)
 	}

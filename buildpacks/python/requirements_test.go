@@ -10,22 +10,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/kilnbuild/kiln/internal/spec"
+	"github.com/kilnbuild/kiln/test/filetree"
 )
-
-func appWith(t *testing.T, files map[string]string) string {
-	t.Helper()
-	dir := t.TempDir()
-	for name, body := range files {
-		path := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(body), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return dir
-}
 
 func TestReadRequirements(t *testing.T) {
 	tests := map[string]struct {
@@ -58,7 +44,7 @@ func TestReadRequirements(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			got, err := ReadRequirements(appWith(t, tt.files), []string{"requirements.txt"})
+			got, err := ReadRequirements(filetree.New(t, tt.files), []string{"requirements.txt"})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -75,13 +61,13 @@ func TestReadRequirementsErrors(t *testing.T) {
 		"included": {"requirements.txt": "-r none.txt\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := ReadRequirements(appWith(t, files), []string{"requirements.txt"})
+			_, err := ReadRequirements(filetree.New(t, files), []string{"requirements.txt"})
 			if !errors.Is(err, os.ErrNotExist) || name == "included" && !strings.Contains(err.Error(), "none.txt") {
 				t.Errorf("got %v", err)
 			}
 		})
 	}
-	dir := appWith(t, nil)
+	dir := filetree.New(t, nil)
 	if err := os.Mkdir(filepath.Join(dir, "requirements.txt"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -172,7 +158,7 @@ func TestExplain(t *testing.T) {
 }
 
 func TestDistributions(t *testing.T) {
-	dir := appWith(t, map[string]string{
+	dir := filetree.New(t, map[string]string{
 		"lib/Flask-2.dist-info/METADATA": "Metadata-Version: 2.1\nName: Flask\nVersion: 2.0.2\nLicense: BSD-3-Clause\n\nName: not-this\n",
 		"lib/a_b-1.dist-info/METADATA":   "Name: a_b\nVersion: 1\nLicense-Expression: MIT OR Apache-2.0\nLicense: UNKNOWN\n",
 		"lib/c-1.dist-info/METADATA":     "Name: c\nVersion: 1\nLicense: BSD License\n",

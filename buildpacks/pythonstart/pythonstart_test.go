@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/kilnbuild/kiln/buildpacks/kit"
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 const (
@@ -23,16 +24,7 @@ const (
 // planOf runs plan in an app of these files.
 func planOf(t *testing.T, files, env map[string]string) (s start, err error) {
 	t.Helper()
-	dir := t.TempDir()
-	for name, body := range files {
-		path := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(body), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
+	dir := filetree.New(t, files)
 	bp := filepath.Join(t.TempDir(), "buildpack.toml")
 	text, err := os.ReadFile("buildpack.toml")
 	if err != nil {

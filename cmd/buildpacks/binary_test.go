@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/kilnbuild/kiln/internal/spec"
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 func TestDetect(t *testing.T) {
@@ -90,7 +91,7 @@ func TestProcfileBuild(t *testing.T) {
 func TestCertificatesBuild(t *testing.T) {
 	w := newWorld(t, nil)
 	cert := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("corp")}))
-	w.write(w.platform, map[string]string{"bindings/corp/type": "ca-certificates", "bindings/corp/ca.pem": cert})
+	filetree.Write(t, w.platform, 0o644, map[string]string{"bindings/corp/type": "ca-certificates", "bindings/corp/ca.pem": cert})
 	w.user["BP_EMBED_CERTS"] = "true"
 	w.build("kiln/ca-certificates")
 	own := w.own("kiln/ca-certificates")

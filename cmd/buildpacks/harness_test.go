@@ -18,6 +18,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/encode"
 	"github.com/kilnbuild/kiln/internal/env"
 	"github.com/kilnbuild/kiln/internal/spec"
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 // installed is a buildpacks directory with the real binary, as a builder image
@@ -111,21 +112,8 @@ func newWorld(t *testing.T, files map[string]string) *world {
 			t.Fatal(err)
 		}
 	}
-	w.write(w.app, files)
+	filetree.Write(w.t, w.app, 0o644, files)
 	return w
-}
-
-func (w *world) write(dir string, files map[string]string) {
-	w.t.Helper()
-	for name, body := range files {
-		path := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			w.t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(body), 0o644); err != nil {
-			w.t.Fatal(err)
-		}
-	}
 }
 
 // shipped finds a buildpack's directory by ID.

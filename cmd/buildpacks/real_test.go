@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 var arch = runtime.GOARCH
@@ -66,7 +68,7 @@ func TestTalksApp(t *testing.T) {
 	}
 
 	pipFailsInOneSentence(t, w, group)
-	w.write(w.app, files)
+	filetree.Write(t, w.app, 0o644, files)
 
 	if err := os.RemoveAll(w.layers); err != nil {
 		t.Fatal(err)
@@ -116,7 +118,7 @@ func pipFailsInOneSentence(t *testing.T, w *world, group []string) {
 		{"click\n", "http://127.0.0.1:1/simple", "ERROR: the package index cannot be reached: pip install: exit status 1\nhint: check the network"},
 		{"click=1\n", "", "ERROR: the requirements file has a line that is no requirement: 'click=1'"},
 	} {
-		w.write(w.app, map[string]string{"requirements.txt": tt.requirements})
+		filetree.Write(t, w.app, 0o644, map[string]string{"requirements.txt": tt.requirements})
 		w.user = map[string]string{"PIP_RETRIES": "1"}
 		if tt.index != "" {
 			w.user["PIP_INDEX_URL"] = tt.index

@@ -1,31 +1,14 @@
 package debian
 
 import (
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/kilnbuild/kiln/internal/spec"
+	"github.com/kilnbuild/kiln/test/filetree"
 )
-
-// writeRoot makes a root directory with these files.
-func writeRoot(t *testing.T, files map[string]string) string {
-	t.Helper()
-	root := t.TempDir()
-	for name, body := range files {
-		p := filepath.Join(root, name)
-		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(p, []byte(body), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return root
-}
 
 func TestSources(t *testing.T) {
 	main := []string{"main"}
@@ -84,7 +67,7 @@ Acquire::https::Proxy "http://tls.example:3128"; # end`,
 			{URI: "http://near.example/debian", Suite: "bookworm", Components: main, Proxy: "DIRECT"}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got, err := Sources(writeRoot(t, c.files))
+			got, err := Sources(filetree.New(t, c.files))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -96,11 +79,11 @@ Acquire::https::Proxy "http://tls.example:3128"; # end`,
 }
 
 func TestSourcesErrors(t *testing.T) {
-	_, err := Sources(writeRoot(t, map[string]string{"etc/apt/sources.list": "deb http://x.example stable-ish main\n"}))
+	_, err := Sources(filetree.New(t, map[string]string{"etc/apt/sources.list": "deb http://x.example stable-ish main\n"}))
 	if err == nil || !strings.Contains(spec.HintOf(err), "--mirror") {
 		t.Errorf("no Debian entry: got %v, want an error with a hint", err)
 	}
-	_, err = Sources(writeRoot(t, map[string]string{"etc/apt/sources.list": "\ndeb http://x.example\n"}))
+	_, err = Sources(filetree.New(t, map[string]string{"etc/apt/sources.list": "\ndeb http://x.example\n"}))
 	if err == nil || !strings.Contains(err.Error(), "etc/apt/sources.list:2") {
 		t.Errorf("half an entry: got %v, want file and line", err)
 	}
@@ -145,11 +128,11 @@ func TestPocketsAddUpdatesAndSecurity(t *testing.T) {
 }
 
 func TestHostSuite(t *testing.T) {
-	got, err := HostSuite(writeRoot(t, map[string]string{"etc/os-release": "ID=debian\nVERSION_CODENAME=\"trixie\"\n"}))
+	got, err := HostSuite(filetree.New(t, map[string]string{"etc/os-release": "ID=debian\nVERSION_CODENAME=\"trixie\"\n"}))
 	if err != nil || got != "trixie" {
 		t.Errorf("got %q, %v", got, err)
 	}
-	if _, err := HostSuite(writeRoot(t, map[string]string{"etc/os-release": "ID=alpine\n"})); err == nil {
+	if _, err := HostSuite(filetree.New(t, map[string]string{"etc/os-release": "ID=alpine\n"})); err == nil {
 		t.Error("another distribution must be an error")
 	}
 }

@@ -28,6 +28,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/sandbox"
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 // inside is the executable of testdata/inside, static, so that it runs in any root.
@@ -301,30 +302,6 @@ type order struct {
 	cache      Cache
 }
 
-// contextDir lays out a build context.
-func contextDir(t testing.TB, files map[string]string) string {
-	t.Helper()
-	dir := t.TempDir()
-	for name, content := range files {
-		file := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		var err error
-		if to, ok := strings.CutPrefix(content, "-> "); ok {
-			err = os.Symlink(to, file)
-		} else if strings.HasSuffix(name, "/") {
-			err = os.MkdirAll(file, 0o755)
-		} else {
-			err = os.WriteFile(file, []byte(content), 0o644)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	return dir
-}
-
 func (o order) options(t testing.TB, h *heard) Options {
 	t.Helper()
 	images := map[string]v1.Image{"base": o.base}
@@ -335,7 +312,7 @@ func (o order) options(t testing.TB, h *heard) Options {
 		o.cache = openCache(t, t.TempDir())
 	}
 	return Options{
-		Images: images, Args: o.args, Secrets: o.secrets, Target: o.target, Context: layer.Stack{Upper: contextDir(t, o.context)},
+		Images: images, Args: o.args, Secrets: o.secrets, Target: o.target, Context: layer.Stack{Upper: filetree.New(t, o.context)},
 		Cache: o.cache, Scratch: t.TempDir(), Events: h, Platform: v1.Platform{OS: "linux", Architecture: "amd64"},
 	}
 }
@@ -409,7 +386,7 @@ func buildInPlace(t testing.TB, m *Overlay, o order, h *heard) (v1.Image, error)
 		t.Fatal(err)
 	}
 	spec := sandbox.Spec{Root: root.overlay, Mounts: []sandbox.Mount{
-		{Target: "/kaniko", Source: kaniko}, {Target: "/context", Source: contextDir(t, o.context), ReadOnly: true},
+		{Target: "/kaniko", Source: kaniko}, {Target: "/context", Source: filetree.New(t, o.context), ReadOnly: true},
 		{Target: "/inside", Source: inside, ReadOnly: true},
 	}}
 	var stdout, stderr bytes.Buffer

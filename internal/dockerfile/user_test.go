@@ -10,26 +10,11 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
-// tree writes files (path -> content) below a new directory.
-func tree(t testing.TB, files map[string]string) string {
-	t.Helper()
-	dir := t.TempDir()
-	for name, content := range files {
-		file := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return dir
-}
-
 func stackOf(t testing.TB, files map[string]string) layer.Stack {
-	return layer.Stack{Lowers: []string{tree(t, files)}}
+	return layer.Stack{Lowers: []string{filetree.New(t, files)}}
 }
 
 func TestFindUser(t *testing.T) {
@@ -74,7 +59,7 @@ func TestFindUser(t *testing.T) {
 
 // What an image has for accounts files is hostile until shown otherwise.
 func TestFindUserInHostileImages(t *testing.T) {
-	host := tree(t, map[string]string{"passwd": "evil:x:0:0::/:\n"})
+	host := filetree.New(t, map[string]string{"passwd": "evil:x:0:0::/:\n"})
 	linked := t.TempDir()
 	if err := os.MkdirAll(filepath.Join(linked, "etc"), 0o755); err != nil {
 		t.Fatal(err)
@@ -89,9 +74,9 @@ func TestFindUserInHostileImages(t *testing.T) {
 	for name, dir := range map[string]string{
 		"passwd is a link to the host":      linked,
 		"etc is a link to the host":         etcLinked,
-		"passwd is larger than any is":      tree(t, map[string]string{"etc/passwd": strings.Repeat("x", accountsLimit) + "\nevil:x:0:0::/:\n"}),
-		"passwd is a directory":             tree(t, map[string]string{"etc/passwd/x": ""}),
-		"passwd has no line ends, and NULs": tree(t, map[string]string{"etc/passwd": "\x00\x00evil:x"}),
+		"passwd is larger than any is":      filetree.New(t, map[string]string{"etc/passwd": strings.Repeat("x", accountsLimit) + "\nevil:x:0:0::/:\n"}),
+		"passwd is a directory":             filetree.New(t, map[string]string{"etc/passwd/x": ""}),
+		"passwd has no line ends, and NULs": filetree.New(t, map[string]string{"etc/passwd": "\x00\x00evil:x"}),
 		"there is nothing":                  t.TempDir(),
 	} {
 		if got, err := FindUser(layer.Stack{Lowers: []string{dir}}, "evil"); err == nil {

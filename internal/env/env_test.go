@@ -15,30 +15,8 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/kilnbuild/kiln/test/conform"
+	"github.com/kilnbuild/kiln/test/filetree"
 )
-
-// tree makes files in a new directory and returns it; names ending in "/" are
-// directories.
-func tree(t testing.TB, files map[string]string) string {
-	t.Helper()
-	dir := t.TempDir()
-	for name, body := range files {
-		path := filepath.Join(dir, name)
-		if strings.HasSuffix(name, "/") {
-			if err := os.MkdirAll(path, 0o755); err != nil {
-				t.Fatal(err)
-			}
-			continue
-		}
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(body), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return dir
-}
 
 func TestFromContainer(t *testing.T) {
 	conform.Covers(t, 55)
@@ -85,8 +63,8 @@ func TestList(t *testing.T) {
 
 func TestAddLayerDirs(t *testing.T) {
 	conform.Covers(t, 108)
-	one := tree(t, map[string]string{"bin/": "", "lib/": "", "include/": "", "pkgconfig/": "", "share/": ""})
-	two := tree(t, map[string]string{"bin/": "", "lib": "a file"})
+	one := filetree.New(t, map[string]string{"bin/": "", "lib/": "", "include/": "", "pkgconfig/": "", "share/": ""})
+	two := filetree.New(t, map[string]string{"bin/": "", "lib": "a file"})
 	build := Env{"PATH": "/bin", "LD_LIBRARY_PATH": ""}
 	launch := build.Clone()
 	for _, layer := range []string{one, two} {
@@ -134,7 +112,7 @@ func TestAddDir(t *testing.T) {
 		{"directories", Env{}, map[string]string{"web/A": "x", "B": "y"}, Env{"B": "y"}},
 	}
 	for _, tt := range tests {
-		dir := tree(t, tt.files)
+		dir := filetree.New(t, tt.files)
 		if err := tt.start.AddDir(dir); err != nil {
 			t.Errorf("%s: %v", tt.name, err)
 		}
@@ -145,7 +123,7 @@ func TestAddDir(t *testing.T) {
 }
 
 func TestSymlinks(t *testing.T) {
-	dir := tree(t, map[string]string{"real/A": "a", "env/": ""})
+	dir := filetree.New(t, map[string]string{"real/A": "a", "env/": ""})
 	for link, target := range map[string]string{"A": "../real/A", "D": "../real", "X": "../nowhere"} {
 		if err := os.Symlink(target, filepath.Join(dir, "env", link)); err != nil {
 			t.Fatal(err)
@@ -166,7 +144,7 @@ func TestSymlinks(t *testing.T) {
 
 func TestAddPlatform(t *testing.T) {
 	conform.Covers(t, 112, 114)
-	dir := tree(t, map[string]string{
+	dir := filetree.New(t, map[string]string{
 		"env/PATH": "/user", "env/CPATH": "/user/include", "env/A": "user\n", "env/B.append": "whole name", "env/dir/C": "x", "other/D": "x",
 	})
 	e := Env{"PATH": "/bin", "A": "old", "B": "old"}
@@ -181,7 +159,7 @@ func TestAddPlatform(t *testing.T) {
 
 func TestAddOperator(t *testing.T) {
 	conform.Covers(t, 113)
-	dir := tree(t, map[string]string{
+	dir := filetree.New(t, map[string]string{
 		"env/A": "operator", "env/B": "operator", "env/C.override": "operator", "env/D.append": "2", "env/D.delim": ",", "env.build/E": "x",
 	})
 	e := Env{"A": "user", "C": "user", "D": "1"}
@@ -194,7 +172,7 @@ func TestAddOperator(t *testing.T) {
 }
 
 func TestNothingThere(t *testing.T) {
-	file := filepath.Join(tree(t, map[string]string{"env": "a file"}), "env")
+	file := filepath.Join(filetree.New(t, map[string]string{"env": "a file"}), "env")
 	for _, dir := range []string{"/no/such/dir", file, filepath.Dir(file)} {
 		e := Env{}
 		if err := e.AddPlatform(dir); err != nil {
@@ -221,7 +199,7 @@ func TestBadFiles(t *testing.T) {
 		"cannot be the name":         {"env/A=B": "x"},
 		"env/A.delim: contains a NU": {"env/A.append": "x", "env/A.delim": "\x00"},
 	} {
-		dir := tree(t, files)
+		dir := filetree.New(t, files)
 		operator, direct := Env{}.AddOperator(dir), Env{}.AddDir(filepath.Join(dir, "env"))
 		for _, err := range []error{operator, direct} {
 			if err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), dir+"/env/A") {
@@ -229,14 +207,14 @@ func TestBadFiles(t *testing.T) {
 			}
 		}
 	}
-	if err := (Env{}).AddDir(tree(t, map[string]string{"A": strings.Repeat("x", maxFile)})); err != nil {
+	if err := (Env{}).AddDir(filetree.New(t, map[string]string{"A": strings.Repeat("x", maxFile)})); err != nil {
 		t.Errorf("the longest value: %v", err)
 	}
 }
 
 // A pipe must be refused, not waited for.
 func TestPipe(t *testing.T) {
-	dir := tree(t, map[string]string{"env/": ""})
+	dir := filetree.New(t, map[string]string{"env/": ""})
 	if err := syscall.Mkfifo(filepath.Join(dir, "env", "A"), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/sandbox"
 	"github.com/kilnbuild/kiln/internal/spec"
 	"github.com/kilnbuild/kiln/test/conform"
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 func TestMain(m *testing.M) { os.Exit(dockerfiletest.Main(m)) }
@@ -43,27 +44,12 @@ func newExtension(t *testing.T, m *dockerfile.Overlay, kind dockerfile.Kind, con
 		t.Fatal(err)
 	}
 	w := &extensionWorld{T: t, machine: m, cache: cache, base: dockerfiletest.Base(t, config)}
-	w.x = Extension{Kind: kind, PlatformAPI: "0.15", Base: "example.com/base@sha256:1", Generated: layer.Stack{Upper: dirWith(t, generated)},
-		App: layer.Stack{Upper: dirWith(t, map[string]string{"file": "app", "app": "app"})}}
+	w.x = Extension{Kind: kind, PlatformAPI: "0.15", Base: "example.com/base@sha256:1", Generated: layer.Stack{Upper: filetree.New(t, generated)},
+		App: layer.Stack{Upper: filetree.New(t, map[string]string{"file": "app", "app": "app"})}}
 	for _, id := range ids {
 		w.x.Group.GroupExtensions = append(w.x.Group.GroupExtensions, spec.GroupElement{ID: id, Version: "1.0.0"})
 	}
 	return w
-}
-
-func dirWith(t *testing.T, files map[string]string) string {
-	t.Helper()
-	dir := t.TempDir()
-	for name, body := range files {
-		path := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(body), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return dir
 }
 
 func (w *extensionWorld) try() (v1.Image, error) {

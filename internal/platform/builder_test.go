@@ -14,6 +14,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/archive"
 	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/spec"
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 func TestDescribeBuilder(t *testing.T) {
@@ -86,8 +87,8 @@ func TestFits(t *testing.T) {
 
 // What a layer of the builder deleted must not come back for trusted code.
 func TestBuilderDirectories(t *testing.T) {
-	bottom := tree(t, map[string]string{"cnb/run.toml": "[[images]]\nimage = \"old\"\n", "cnb/buildpacks/a/1/buildpack.toml": descriptor("a", "1"), "cnb/buildpacks/b/1/buildpack.toml": descriptor("b", "1")})
-	top := tree(t, map[string]string{"cnb/buildpacks/c/2/buildpack.toml": descriptor("c", "2")})
+	bottom := filetree.New(t, map[string]string{"cnb/run.toml": "[[images]]\nimage = \"old\"\n", "cnb/buildpacks/a/1/buildpack.toml": descriptor("a", "1"), "cnb/buildpacks/b/1/buildpack.toml": descriptor("b", "1")})
+	top := filetree.New(t, map[string]string{"cnb/buildpacks/c/2/buildpack.toml": descriptor("c", "2")})
 	b := builderRoot{Lowers: []string{top, bottom}}
 	if diff := cmp.Diff("the builder has: a@1, b@1, c@2", hintOf(buildpacksOf(b))); diff != "" {
 		t.Error(diff)
@@ -107,7 +108,7 @@ func TestBuilderDirectories(t *testing.T) {
 	if err := hidden.readRunTOML(); err != nil || hidden.RunImage != "" {
 		t.Errorf("a run.toml that was deleted names %q (%v)", hidden.RunImage, err)
 	}
-	file := tree(t, map[string]string{"cnb": "a file"})
+	file := filetree.New(t, map[string]string{"cnb": "a file"})
 	if got := buildpacksOf(builderRoot{Lowers: []string{file, bottom}}); len(got) != 0 {
 		t.Errorf("below a file are %v", got)
 	}
@@ -124,7 +125,7 @@ func TestReadRunTOML(t *testing.T) {
 	for content, want := range map[string]string{
 		"": "", "[[images]]\nimage = \"run:1\"\nmirrors = [\"m\"]\n[[images]]\nimage = \"run:2\"\n": "run:1",
 	} {
-		b := builderRoot{Lowers: []string{tree(t, map[string]string{"cnb/run.toml": content})}}
+		b := builderRoot{Lowers: []string{filetree.New(t, map[string]string{"cnb/run.toml": content})}}
 		if err := b.readRunTOML(); err != nil || b.RunImage != want {
 			t.Errorf("%q: %q, %v; want %q", content, b.RunImage, err, want)
 		}
@@ -133,7 +134,7 @@ func TestReadRunTOML(t *testing.T) {
 	if err := none.readRunTOML(); err != nil {
 		t.Errorf("without run.toml: %v", err)
 	}
-	broken := builderRoot{Builder: Builder{Name: "some/builder"}, Lowers: []string{tree(t, map[string]string{"cnb/run.toml": "[["})}}
+	broken := builderRoot{Builder: Builder{Name: "some/builder"}, Lowers: []string{filetree.New(t, map[string]string{"cnb/run.toml": "[["})}}
 	if err := broken.readRunTOML(); err == nil || !strings.Contains(err.Error(), "some/builder") {
 		t.Errorf("a broken run.toml: %v", err)
 	}
@@ -158,7 +159,7 @@ func TestForeignBuilderIsRefused(t *testing.T) {
 	if err := p.Store.Write(t.Context(), "builders/arm", img); err != nil {
 		t.Fatal(err)
 	}
-	_, err = p.Build(t.Context(), Request{Image: "hello", Path: tree(t, map[string]string{"app.py": ""}), Builder: "builders/arm"})
+	_, err = p.Build(t.Context(), Request{Image: "hello", Path: filetree.New(t, map[string]string{"app.py": ""}), Builder: "builders/arm"})
 	wantBadInput(t, err, "builders/arm")
 	if err != nil && !strings.Contains(err.Error(), "linux/arm64") {
 		t.Error(err)

@@ -17,6 +17,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/sandbox"
 	"github.com/kilnbuild/kiln/internal/spec"
 	"github.com/kilnbuild/kiln/test/conform"
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 // descriptor is a buildpack.toml.
@@ -33,8 +34,8 @@ func offline(t *testing.T) *Platform {
 
 func TestFindBuildpacks(t *testing.T) {
 	p := offline(t)
-	dir := tree(t, map[string]string{"buildpack.toml": descriptor("me/mine", "1.2.3")})
-	b := builderRoot{Lowers: []string{tree(t, map[string]string{
+	dir := filetree.New(t, map[string]string{"buildpack.toml": descriptor("me/mine", "1.2.3")})
+	b := builderRoot{Lowers: []string{filetree.New(t, map[string]string{
 		"cnb/buildpacks/kiln_pip/1.0.0/buildpack.toml":    descriptor("kiln/pip", "1.0.0"),
 		"cnb/buildpacks/kiln_python/1.0.0/buildpack.toml": descriptor("kiln/python", "1.0.0"),
 		"cnb/buildpacks/kiln_python/2.0.0/buildpack.toml": descriptor("kiln/python", "2.0.0"),
@@ -75,7 +76,7 @@ func TestFindBuildpacks(t *testing.T) {
 			t.Errorf("%s: trees %v", name, x.Lowers)
 		}
 	}
-	script := tree(t, map[string]string{"buildpack.toml": descriptor("me/mine", "1.2.3"), "bin/detect": "#!/bin/sh\n"})
+	script := filetree.New(t, map[string]string{"buildpack.toml": descriptor("me/mine", "1.2.3"), "bin/detect": "#!/bin/sh\n"})
 	for name, say := range map[string]string{
 		script:                               "chmod +x " + script + "/bin/detect",
 		"kiln/python":                        "several versions",
@@ -87,7 +88,7 @@ func TestFindBuildpacks(t *testing.T) {
 		t.TempDir():                          "buildpack.toml",
 		filepath.Join(dir, "buildpack.toml"): "neither a folder nor a package",
 		"urn:cnb:registry:kiln/none":         "registries",
-		tree(t, map[string]string{"buildpack.toml": "[["}): "buildpack.toml",
+		filetree.New(t, map[string]string{"buildpack.toml": "[["}): "buildpack.toml",
 	} {
 		_, err := p.findBuildpacks(t.Context(), Request{Buildpacks: []string{name}}, b, t.TempDir())
 		wantBadInput(t, err, strings.TrimPrefix(strings.TrimPrefix(name, "urn:cnb:builder:"), "file://"))

@@ -19,6 +19,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/spec"
 	"github.com/kilnbuild/kiln/test/conform"
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 // groupsOf are the groups of an order as words.
@@ -60,7 +61,7 @@ version = "1"
 		id, version, _ := strings.Cut(bp, "@")
 		files["cnb/buildpacks/"+id+"/"+version+"/buildpack.toml"] = descriptor(id, version)
 	}
-	return builderRoot{Lowers: []string{tree(t, files)}}
+	return builderRoot{Lowers: []string{filetree.New(t, files)}}
 }
 
 // project reads a project.toml with what stands below [io.buildpacks].
@@ -75,7 +76,7 @@ func project(t *testing.T, body string) spec.Project {
 
 func TestProjectGroups(t *testing.T) {
 	p, b := offline(t), aBuilder(t)
-	app := tree(t, map[string]string{"bp/buildpack.toml": descriptor("me/mine", "3"), "app.py": ""})
+	app := filetree.New(t, map[string]string{"bp/buildpack.toml": descriptor("me/mine", "3"), "app.py": ""})
 	const around = "[[io.buildpacks.pre.group]]\nid = 'd'\nversion = '2'\n[[io.buildpacks.post.group]]\nuri = './bp'\n"
 	for name, test := range map[string]struct {
 		covers []int
@@ -284,7 +285,7 @@ func TestHostileDescriptors(t *testing.T) {
 			t.Errorf("%s, named: %v", name, err)
 		}
 	}
-	inside := tree(t, map[string]string{"real.toml": "[_]\nschema-version = \"0.2\"\nname = \"real\"\n"})
+	inside := filetree.New(t, map[string]string{"real.toml": "[_]\nschema-version = \"0.2\"\nname = \"real\"\n"})
 	if err := os.Symlink("real.toml", filepath.Join(inside, "project.toml")); err != nil {
 		t.Fatal(err)
 	}

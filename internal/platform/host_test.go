@@ -11,10 +11,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/kilnbuild/kiln/internal/debian"
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 func TestFactsOf(t *testing.T) {
-	bundle := filepath.Join(tree(t, map[string]string{"ca.pem": "private"}), "ca.pem")
+	bundle := filepath.Join(filetree.New(t, map[string]string{"ca.pem": "private"}), "ca.pem")
 	f := FactsOf([]string{
 		"HTTP_PROXY=http://p:1", "https_proxy=http://q:2", "NO_PROXY=", "no_proxy=a,b", "SSL_CERT_FILE=" + bundle,
 		"HOME=/root", "AWS_SECRET_ACCESS_KEY=x", "ALL_PROXY=socks5://s", "odd",
@@ -39,7 +40,7 @@ func TestFactsOf(t *testing.T) {
 // Steps get copies: a link in the host's /etc leads nowhere inside, and what a
 // step writes does not reach the host. What is not there is left out.
 func TestHostMounts(t *testing.T) {
-	host := tree(t, map[string]string{"stub/resolv.conf": "nameserver 192.0.2.1\n", "hosts": "127.0.0.1 localhost\n", "bundle.pem": "roots"})
+	host := filetree.New(t, map[string]string{"stub/resolv.conf": "nameserver 192.0.2.1\n", "hosts": "127.0.0.1 localhost\n", "bundle.pem": "roots"})
 	if err := os.Symlink("stub/resolv.conf", filepath.Join(host, "resolv.conf")); err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/spec"
 	"github.com/kilnbuild/kiln/internal/store"
 	"github.com/kilnbuild/kiln/test/conform"
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 // newPlatform has an empty store and collects events.
@@ -35,7 +36,7 @@ func newPlatform(t *testing.T) (*Platform, *[]event.Event) {
 func TestReadProject(t *testing.T) {
 	const one = "[_]\nschema-version = \"0.2\"\nname = \"one\"\n"
 	const other = "[_]\nschema-version = \"0.2\"\nname = \"other\"\n"
-	app := tree(t, map[string]string{"project.toml": one, "other.toml": other, "broken.toml": "[_\n"})
+	app := filetree.New(t, map[string]string{"project.toml": one, "other.toml": other, "broken.toml": "[_\n"})
 	bare := t.TempDir()
 	for _, x := range []struct{ path, descriptor, want string }{
 		{app, "", "one"},
@@ -124,7 +125,7 @@ func TestSelection(t *testing.T) {
 		{"include a folder", `include = ["/src/deep/"]`, []string{"src/", "src/deep/", "src/deep/b.py", "src/deep/b.pyc"}},
 	} {
 		p, _ := newPlatform(t)
-		dir := tree(t, source(x.build))
+		dir := filetree.New(t, source(x.build))
 		project, err := readProject(Request{Path: dir})
 		if err != nil {
 			t.Errorf("%s: %v", x.name, err)
@@ -140,7 +141,7 @@ func TestSelection(t *testing.T) {
 		}
 	}
 	p, _ := newPlatform(t)
-	dir := tree(t, source(`include = ["*.rs"]`))
+	dir := filetree.New(t, source(`include = ["*.rs"]`))
 	project, err := readProject(Request{Path: dir})
 	if err != nil {
 		t.Fatal(err)
@@ -152,7 +153,7 @@ func TestSelection(t *testing.T) {
 // A snapshot is taken once per content, and never of something that changes.
 func TestSnapshot(t *testing.T) {
 	p, _ := newPlatform(t)
-	dir := tree(t, map[string]string{"app.py": "one"})
+	dir := filetree.New(t, map[string]string{"app.py": "one"})
 	first, err := p.snapshot(t.Context(), dir, selection{}, t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -167,7 +168,7 @@ func TestSnapshot(t *testing.T) {
 		t.Errorf("nothing is known of a source that was never built: %+v", first)
 	}
 	for name, want := range map[string]string{".wh.x": ".wh.", "sub/.wh..wh..opq": ".wh."} {
-		bad := tree(t, map[string]string{"app.py": "", name: ""})
+		bad := filetree.New(t, map[string]string{"app.py": "", name: ""})
 		_, err := p.snapshot(t.Context(), bad, selection{}, t.TempDir())
 		wantBadInput(t, err, want)
 	}

@@ -1,34 +1,17 @@
 package platform
 
 import (
-	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/test/filetree"
 )
 
-// tree writes files (path -> content) below a new directory.
-func tree(t *testing.T, files map[string]string) string {
-	t.Helper()
-	dir := t.TempDir()
-	for name, content := range files {
-		file := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return dir
-}
-
 func stackOf(t *testing.T, files map[string]string) layer.Stack {
-	return layer.Stack{Lowers: []string{tree(t, files)}}
+	return layer.Stack{Lowers: []string{filetree.New(t, files)}}
 }
 
 func TestCommandLine(t *testing.T) {
