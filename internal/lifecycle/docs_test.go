@@ -79,6 +79,11 @@ A process that holds credentials cannot be traced or read by others of its user,
 an environment of the specification's making. What started it is not in its hand: where the kernel has no Landlock, a shell
 with ` + "`CNB_REGISTRY_AUTH`" + ` in its environment that waits for the creator, as the same user, shows it to buildpacks. Let it
 ` + "`exec`" + ` the creator, or use the five phases.
+
+What phases hand over to each other is in files that may be the build user's, and so any buildpack's. The creator, like
+` + "`kiln build`" + `, goes by what it wrote and read itself, whatever becomes of the files: run image, group, plan, metadata of the
+project. Phases that are processes of their own have nothing but the files: there Landlock keeps them, in the containers
+of the detector and the builder, and a platform where they must be safe without it mounts analyzed.toml read-only in both.
 `
 
 // docs/lifecycle.md is the table of inputs, for people.

@@ -93,7 +93,7 @@ func (h Host) exists(p path) bool {
 
 // decode reads a document with one of spec's Read functions.
 func decode[T any](h Host, p path, read func([]byte, string) (T, error)) (T, error) {
-	b, err := h.read(p)
+	b, err := h.document(p)
 	if err != nil {
 		var zero T
 		return zero, err
@@ -144,6 +144,7 @@ func (h Host) write(p path, b []byte) error {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", p, err)
 	}
+	h.keep(p, b, nil)
 	return nil
 }
 

@@ -87,6 +87,7 @@ type Places struct {
 	// What one phase found out and a later one would have to find out again.
 	run, previous opened
 	known         phase.Known
+	documents     documents
 
 	registry   *registry.Registry
 	cacheImage *cache.Image

@@ -172,7 +172,7 @@ func (h Host) phase(ctx context.Context, in inputs, environ []string) error {
 }
 
 // create is the creator: the phases of a build one after the other, with
-// shared inputs. What it hands over still goes through the files.
+// shared inputs. What it hands over is in the files, too.
 func (h Host) create(ctx context.Context, in inputs, environ []string) error {
 	if h.Places == nil {
 		h.Places = &Places{}
@@ -185,6 +185,9 @@ func (h Host) create(ctx context.Context, in inputs, environ []string) error {
 		}
 		if err := h.frame(phase, func() error { return h.phase(ctx, in, environ) }); err != nil {
 			return spec.Exit(spec.ExitCode(err, exitCodes[phase]), err)
+		}
+		if phase == analyzer {
+			_, _ = h.document(in.projectMetadata) // as it is before buildpacks run; the exporter tells what is wrong with it
 		}
 	}
 	return nil

@@ -19,12 +19,13 @@ import (
 	"github.com/kilnbuild/kiln/internal/spec"
 )
 
-// analyze is the analyzer.
+// analyze is the analyzer, with which a build begins.
 func (h Host) analyze(ctx context.Context, in inputs) error {
 	p, err := h.places(ctx, in)
 	if err != nil {
 		return err
 	}
+	p.documents = nil
 	names := phase.Names{Image: in.args[0], Tags: in.tags, Previous: in.previousImage, Run: in.runImage, Cache: in.cacheImage}
 	if err := p.checkNames(names); err != nil {
 		return err
@@ -90,6 +91,9 @@ func (h Host) restore(ctx context.Context, in inputs) error {
 	group, err := decode(h, in.group, spec.ReadGroup)
 	if err != nil {
 		return err
+	}
+	if len(group.GroupExtensions) > 0 {
+		h.forget(in.analyzed) // the detector wrote it, at its end, when nothing of theirs ran any more
 	}
 	analyzed, err := h.analyzed(in)
 	if err != nil {

@@ -96,7 +96,8 @@ func Plan(req Request, b Builder) []Step {
 		detect = append(detect, "-system=")
 	}
 
-	var export []string
+	// What would be in its usual place is a buildpack's.
+	export := []string{"-project-metadata="}
 	if req.DefaultProcess != "" {
 		export = append(export, "-process-type", req.DefaultProcess)
 	}
