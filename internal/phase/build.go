@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -114,13 +115,9 @@ func (b *build) one(ctx context.Context, r sandbox.Runner, bp buildpack.Buildpac
 // execute runs bin/build and turns a failure into the error for it.
 func (b *build) execute(ctx context.Context, r sandbox.Runner, bp buildpack.Buildpack, dir string, plan spec.BuildpackPlan) error {
 	name := bp.String()
-	b.sink.Emit(event.BuildpackStarted{Buildpack: name, Op: "build"})
-	start := time.Now()
-	stdout, stderr := event.NewLines(b.sink, name, false), event.NewLines(b.sink, name, true)
-	code, err := bp.Build(ctx, r, b.inputs, dir, plan, stdout, stderr)
-	stdout.Flush()
-	stderr.Flush()
-	b.sink.Emit(event.BuildpackFinished{Buildpack: name, Op: "build", ExitCode: code, Elapsed: time.Since(start)})
+	code, err := told(b.sink, name, "build", func(stdout, stderr io.Writer) (int, error) {
+		return bp.Build(ctx, r, b.inputs, dir, plan, stdout, stderr)
+	})
 	switch {
 	case ctx.Err() != nil:
 		return spec.Exit(spec.ExitBuild, fmt.Errorf("build of %s: %w", name, ctx.Err()))
@@ -130,6 +127,18 @@ func (b *build) execute(ctx context.Context, r sandbox.Runner, bp buildpack.Buil
 		return spec.Exit(spec.ExitBuildpack, fmt.Errorf("build of %s: bin/build exited with %d", name, code))
 	}
 	return nil
+}
+
+// told runs an executable and tells sink of its start, its output and its end.
+func told(sink event.Sink, name, op string, run func(stdout, stderr io.Writer) (int, error)) (int, error) {
+	sink.Emit(event.BuildpackStarted{Buildpack: name, Op: op})
+	start := time.Now()
+	stdout, stderr := event.NewLines(sink, name, false), event.NewLines(sink, name, true)
+	code, err := run(stdout, stderr)
+	stdout.Flush()
+	stderr.Flush()
+	sink.Emit(event.BuildpackFinished{Buildpack: name, Op: op, ExitCode: code, Elapsed: time.Since(start)})
+	return code, err
 }
 
 // layersOf makes the buildpack's directory in <layers>. An earlier buildpack

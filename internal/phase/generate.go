@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"github.com/kilnbuild/kiln/internal/buildpack"
 	"github.com/kilnbuild/kiln/internal/dockerfile"
@@ -143,13 +143,9 @@ func makeEmpty(dir string) error {
 // execute runs bin/generate and turns a failure into the error for it.
 func (g *generator) execute(ctx context.Context, r sandbox.Runner, ext buildpack.Buildpack, dir string, plan spec.BuildpackPlan) error {
 	name := ext.String()
-	g.sink.Emit(event.BuildpackStarted{Buildpack: name, Op: "generate"})
-	start := time.Now()
-	stdout, stderr := event.NewLines(g.sink, name, false), event.NewLines(g.sink, name, true)
-	code, err := ext.Generate(ctx, r, g.inputs, dir, plan, stdout, stderr)
-	stdout.Flush()
-	stderr.Flush()
-	g.sink.Emit(event.BuildpackFinished{Buildpack: name, Op: "generate", ExitCode: code, Elapsed: time.Since(start)})
+	code, err := told(g.sink, name, "generate", func(stdout, stderr io.Writer) (int, error) {
+		return ext.Generate(ctx, r, g.inputs, dir, plan, stdout, stderr)
+	})
 	switch {
 	case ctx.Err() != nil:
 		return fmt.Errorf("generate of %s: %w", name, ctx.Err())
