@@ -67,7 +67,7 @@ one static binary with a link for each command, the launcher, and the SBOMs of b
 
 detector and builder run foreign code and refuse to be root. analyzer, restorer, exporter, creator and rebaser can be
 started as root: they look up credentials, give the build user the directories that it may not write to, and become it
-(` + "`-uid`, `-gid`" + `; without these they exit with 3). Started as that user they need it to be able to write to the directories
+(` + "`-uid`, `-gid`" + `; without these they exit with 3, but for the rebaser, which stays root). Started as that user they need it to be able to write to the directories
 and, with ` + "`-daemon`" + `, to the socket.
 
 Credentials come from ` + "`CNB_REGISTRY_AUTH`" + `, else from docker's ` + "`config.json`" + ` or podman's ` + "`auth.json`" + ` and the credential helpers that

@@ -34,7 +34,10 @@ func (h Host) settle(ctx context.Context, in inputs, environ []string) ([]string
 		return nil, err
 	}
 	root := os.Geteuid() == 0
-	if root && (in.uid < 0 || in.gid < 0) {
+	// A rebaser has no files of a build to leave to the build user: many are
+	// started without saying who that is.
+	unknown := in.uid < 0 || in.gid < 0
+	if root && unknown && in.phase != rebaser {
 		err := errors.New("it is started as root, and the build user is not known")
 		return nil, spec.Exit(spec.ExitInvalidArgs, spec.WithHint(err, "set -uid and -gid, or CNB_USER_ID and CNB_GROUP_ID; or start it as that user"))
 	}
@@ -49,7 +52,7 @@ func (h Host) settle(ctx context.Context, in inputs, environ []string) ([]string
 	if root || in.phase == creator { // its buildpacks start with nothing of this left to do
 		r.Keep(ctx, h.references(in), credentialFiles(environ))
 	}
-	if !root || in.uid == 0 {
+	if !root || unknown || in.uid == 0 {
 		return environ, nil
 	}
 	for _, dir := range in.owned() {
