@@ -15,14 +15,13 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/test/conform"
-	"github.com/kilnbuild/kiln/test/filetree"
 )
 
 // credentials: a buildpack that looks everywhere for the credentials of the
 // registry finds none, and afterwards they are in nothing that a build leaves.
 func credentials(t *testing.T, w *world) {
 	locked, app := w.locked(t), probedApp()
-	probe, small := w.probeBuilder(t, worldBuilder), w.probeBuilder(t, smallBuilder)
+	probe := w.probeBuilder(t, worldBuilder)
 	auth := []string{"--env", `CNB_REGISTRY_AUTH={"` + locked + `":"` + basicAuth() + `"}`}
 
 	t.Run("five phases", func(t *testing.T) {
@@ -44,21 +43,30 @@ func credentials(t *testing.T, w *world) {
 		foundNothing(t, said)
 		w.clean(t, "secret/creator", said, p.dir)
 	})
-	// What the build user may read, a buildpack may read. It also shows that the
-	// probe finds what can be found.
+	// What the build user may read, a buildpack may not, if it is credentials and
+	// Landlock can hide them: where nobody may make files beside.
 	t.Run("creator with a readable file", func(t *testing.T) {
 		p := w.place(t, probe, "secret/file", app)
 		p.image, p.secrets = locked+"/secret/file", []string{"--volume", dockerConfig(t, locked) + ":/creds:ro", "--env", "DOCKER_CONFIG=/creds"}
 		said := w.phases(t, p, nil, [][]string{{"creator", "-log-level", "debug", p.image}})
+		foundNothing(t, said)
+		w.clean(t, "secret/file", said, p.dir)
+	})
+	// Where it cannot, that is said; and the probe finds what can be found.
+	t.Run("creator with a file in a place of everybody's", func(t *testing.T) {
+		p := w.place(t, probe, "secret/open", app)
+		p.image, p.secrets = locked+"/secret/open", []string{"--volume", dockerConfig(t, locked) + ":/tmp/creds:ro", "--env", "DOCKER_CONFIG=/tmp/creds"}
+		said := w.phases(t, p, nil, [][]string{{"creator", "-log-level", "debug", p.image}})
+		has(t, said, "these can be read: /tmp/creds/config.json")
 		for line := range strings.Lines(said) {
-			if strings.Contains(line, "FOUND") && !strings.HasSuffix(strings.TrimSpace(line), "in /creds/config.json") {
+			if strings.Contains(line, "FOUND") && !strings.HasSuffix(strings.TrimSpace(line), "in /tmp/creds/config.json") {
 				t.Errorf("the probe says %s", line)
 			}
 		}
 		for _, phase := range strings.SplitAfter(said, "detect looked at")[:2] {
-			has(t, phase, "in /creds/config.json")
+			has(t, phase, "in /tmp/creds/config.json")
 		}
-		w.clean(t, "secret/file", "", p.dir)
+		w.clean(t, "secret/open", "", p.dir)
 	})
 	if os.Getuid() == 0 {
 		// That is why creator may start as root: then the file need not be readable.
@@ -72,13 +80,7 @@ func credentials(t *testing.T, w *world) {
 		})
 	}
 	t.Run("kiln build", func(t *testing.T) {
-		dir := t.TempDir()
-		filetree.Write(t, dir+"/source", 0o644, app)
-		filetree.Write(t, dir+"/tmp", 0o644, nil)
-		env := []string{"DOCKER_CONFIG=" + canary(t, locked), "TMPDIR=" + dir + "/tmp", "CNB_REGISTRY_AUTH=" + auth[1][len("CNB_REGISTRY_AUTH="):]}
-		r := runKiln(t.Context(), t, dir+"/store", env, "build", locked+"/secret/kiln", "--path", dir+"/source", "--builder", w.addr+"/"+small, "--publish", "--verbose").ok(t)
-		foundNothing(t, r.String())
-		w.clean(t, "secret/kiln", r.String(), dir+"/store", dir+"/tmp")
+		credentialsOfKiln(t, w, locked, w.probeBuilder(t, smallBuilder, probeExtension()...))
 	})
 }
 
@@ -104,8 +106,9 @@ func probedApp() map[string]string {
 	return map[string]string{"secrets": lines.String()}
 }
 
-// probeBuilder is a builder with the probe as its only buildpack.
-func (w *world) probeBuilder(t *testing.T, base string) (repo string) {
+// probeBuilder is a builder with the probe as its only buildpack; more has its order,
+// if it is another one.
+func (w *world) probeBuilder(t *testing.T, base string, more ...layer.File) (repo string) {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), "probe")
 	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, "./probe")
@@ -120,16 +123,22 @@ func (w *world) probeBuilder(t *testing.T, base string) (repo string) {
 	files := packed("/cnb/buildpacks/test_probe", "1.0.0", map[string]string{
 		"buildpack.toml": "api = \"0.12\"\n[buildpack]\nid = \"test/probe\"\nversion = \"1.0.0\"\n", "bin/detect": string(body), "bin/build": string(body),
 	})
-	files = append(files, layer.File{Path: "/cnb/order.toml", Mode: 0o644, Body: []byte("[[order]]\n[[order.group]]\nid = \"test/probe\"\nversion = \"1.0.0\"\n")})
+	if len(more) == 0 {
+		more = []layer.File{{Path: "/cnb/order.toml", Mode: 0o644, Body: []byte("[[order]]\n[[order.group]]\nid = \"test/probe\"\nversion = \"1.0.0\"\n")}}
+	}
+	files = append(files, more...)
 	repo = strings.TrimSuffix(base, ":1") + "-probe:1"
 	w.push(t, repo, w.with(t, base, files...))
 	return repo
 }
 
-// foundNothing: the probe was there, in detect and in build, and found nothing.
-func foundNothing(t *testing.T, said string) {
+// foundNothing: the probe was there, in detect, in build and wherever else, and
+// found nothing.
+func foundNothing(t *testing.T, said string, more ...string) {
 	t.Helper()
-	has(t, said, "detect looked at", "build looked at")
+	for _, step := range append(more, "detect", "build") {
+		has(t, said, step+" looked at")
+	}
 	hasNot(t, said, "FOUND")
 }
 

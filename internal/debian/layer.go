@@ -2,7 +2,6 @@ package debian
 
 import (
 	"archive/tar"
-	"bufio"
 	"bytes"
 	"context"
 	"fmt"
@@ -11,6 +10,8 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"github.com/kilnbuild/kiln/internal/layer"
 )
 
 // Where dpkg keeps its list of packages, and where distroless images keep one
@@ -40,21 +41,20 @@ type LayerPackages struct {
 // ReadLayer reads the lists of packages out of a layer, an uncompressed tar. It
 // reads all of it, so that a reader that checks the bytes gets to see them.
 func ReadLayer(ctx context.Context, r io.Reader) (LayerPackages, error) {
+	return readLayer(ctx, r, layer.Limits{Bytes: maxLayerRead})
+}
+
+func readLayer(ctx context.Context, r io.Reader, limits layer.Limits) (LayerPackages, error) {
 	l := LayerPackages{lists: map[string][]InstalledPackage{}}
-	limited := &io.LimitedReader{R: r, N: maxLayerRead}
-	in := bufio.NewReaderSize(limited, 128<<10)
-	tr := tar.NewReader(in)
+	in := layer.NewReader(ctx, r, limits)
 	left := int64(maxLayerStatus)
 	for {
-		if err := ctx.Err(); err != nil {
-			return l, err
-		}
-		hdr, err := tr.Next()
+		hdr, err := in.Next()
 		if err == io.EOF {
-			break
+			return l, nil
 		}
 		if err == nil {
-			err = l.entry(hdr, tr, &left)
+			err = l.entry(hdr, in, &left)
 		}
 		if err != nil {
 			return l, err
@@ -63,13 +63,6 @@ func ReadLayer(ctx context.Context, r io.Reader) (LayerPackages, error) {
 			return l, fmt.Errorf("more than %d lists of packages", maxLayerLists)
 		}
 	}
-	if _, err := io.Copy(io.Discard, in); err != nil {
-		return l, err
-	}
-	if limited.N <= 0 {
-		return l, fmt.Errorf("a layer of more than %d bytes", int64(maxLayerRead))
-	}
-	return l, nil
 }
 
 func (l *LayerPackages) entry(hdr *tar.Header, r io.Reader, left *int64) error {

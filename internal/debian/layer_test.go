@@ -12,6 +12,9 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/layer/layertest"
 )
 
 // tarWith is a tar of these entries, in order: a name that ends in a slash is a
@@ -120,6 +123,21 @@ func TestReadLayerIsBounded(t *testing.T) {
 	if _, err := ReadLayer(t.Context(), &b); err == nil || !strings.Contains(err.Error(), "more than 67108864 bytes") {
 		t.Error(err)
 	}
+}
+
+// TestHostileLayers: whatever a layer is, reading it ends, and only what is
+// called a list of packages is one.
+func TestHostileLayers(t *testing.T) {
+	layertest.Each(t, func(t *testing.T, a layertest.Archive, c *layertest.Canary) {
+		if l, err := ReadLayer(t.Context(), bytes.NewReader(a.Tar(c.Outside))); err == nil && len(l.Versions()) > 0 {
+			t.Errorf("it has packages: %v", l.Versions())
+		}
+	})
+	layertest.Defuse(t, func(t *testing.T, b layertest.Bomb) {
+		if _, err := readLayer(t.Context(), b.Open(), layer.Limits{Entries: 1000, Bytes: 16 << 20}); !errors.Is(err, layer.ErrLimit) {
+			t.Errorf("error %v, want ErrLimit", err)
+		}
+	})
 }
 
 // dpkg is a line of dpkg's list.

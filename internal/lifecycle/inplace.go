@@ -36,8 +36,8 @@ func (h Host) runner(ctx context.Context, in inputs, environ []string) (sandbox.
 
 // inPlace keeps from foreign code what is not its own, where the kernel can:
 // what the Buildpack API gives it read-only (the directories of buildpacks and
-// of the platform), the lifecycle itself, the caches of other builds, and the
-// files in <layers>. The directories of all buildpacks in <layers> stay
+// of the platform), the lifecycle itself, the caches of other builds, the
+// files in <layers>, and the sight of credentials that are meant for us. The directories of all buildpacks in <layers> stay
 // writable: installing into an interpreter that an earlier one brought is
 // what real ones do.
 func inPlace(in inputs, environ []string) sandbox.InPlace {
@@ -57,6 +57,10 @@ func inPlace(in inputs, environ []string) sandbox.InPlace {
 		if dir != "" && !slices.ContainsFunc(theirs, holds) {
 			p.ReadOnly = append(p.ReadOnly, string(dir))
 		}
+	}
+	p.Hidden = credentialFiles(environ)
+	if certs := lookup(environ, "DOCKER_CERT_PATH"); certs != "" {
+		p.Hidden = append(p.Hidden, certs)
 	}
 	return p
 }

@@ -2,6 +2,7 @@ package lifecycle
 
 import (
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -32,6 +33,15 @@ func TestWhatIsKeptFromForeignCode(t *testing.T) {
 		if got := strings.Join(p.ReadOnly, " ") + "; " + strings.Join(p.FixedEntries, " "); got != c.want {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)
 		}
+	}
+}
+
+// TestWhatIsHiddenFromForeignCode: where credentials are that this process would look for.
+func TestWhatIsHiddenFromForeignCode(t *testing.T) {
+	environ := []string{"HOME=/home/cnb", "DOCKER_CONFIG=/creds", "REGISTRY_AUTH_FILE=/auth", "DOCKER_CERT_PATH=/certs", "XDG_RUNTIME_DIR=/run/user/1000"}
+	want := []string{"/creds/config.json", "/home/cnb/.docker/config.json", "/auth", "/run/user/1000/containers/auth.json", "/home/cnb/.config/containers/auth.json", "/certs"}
+	if got := inPlace(inputs{}, environ).Hidden; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
 	}
 }
 

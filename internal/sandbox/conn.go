@@ -217,12 +217,14 @@ type runRequest struct {
 
 // inPlaceRequest goes to a reaper, which was started with the command's files.
 type inPlaceRequest struct {
-	Process      process
-	As           *syscall.Credential
-	ReadOnly     []string
-	FixedEntries []string
-	Probe        bool // find out instead of run
+	Process process
+	As      *syscall.Credential
+	Kept    kept
+	Probe   bool // find out instead of run
 }
+
+// kept is what InPlace keeps from a command.
+type kept struct{ ReadOnly, FixedEntries, Hidden []string }
 
 // quirks forces the ways that a kernel other than this one would take.
 type quirks struct {

@@ -81,6 +81,8 @@ func explainGuard(s probeStep) Finding {
 		f.Fix = "use Linux 5.19 or newer (6.12 for all of it) with landlock in its lsm= list, and a container runtime whose seccomp profile knows it"
 	case "files":
 		f.Cause = "these can be changed: " + s.Err
+	case "secrets":
+		f.Cause = "these can be read: " + s.Err
 	case "keyring":
 		f.Cause = "the session keyring is shared"
 	default:

@@ -26,11 +26,11 @@ import (
 // What the kernel and the container allow of the following is done, and Probe says what that is:
 // no_new_privs, the system call filter of the other tiers, a session keyring of its own, Landlock (no
 // abstract socket, signal or look into a process that is not its own; no change to ReadOnly and
-// FixedEntries), no core dumps. While a command runs this process is undumpable: its memory,
-// environment, descriptors and maps are closed to code of the same user.
+// FixedEntries; nothing read of what is Hidden), no core dumps. While a command runs this process is
+// undumpable: its memory, environment, descriptors and maps are closed to code of the same user.
 //
-// What stays open is this process's command line, which holds no secret, the network, and all files
-// that its user may read.
+// What stays open is this process's command line, which holds no secret, the network, and all other
+// files that its user may read.
 type InPlace struct {
 	Grace time.Duration // between SIGTERM and SIGKILL when ctx ends; 0 means 5 s
 
@@ -43,6 +43,10 @@ type InPlace struct {
 	// Links are followed, missing ones are no error. Landlock cannot keep a directory that lies in one
 	// where this user may make files.
 	ReadOnly, FixedEntries []string
+
+	// Hidden are files that commands do not read, or directories of such. What is said of links, missing
+	// ones and Landlock holds for them, too.
+	Hidden []string
 }
 
 var _ Runner = InPlace{}
@@ -88,7 +92,7 @@ func (p InPlace) reaped(ctx context.Context, r inPlaceRequest, files []*os.File,
 	if !initialised {
 		return result{}, errors.New("this program cannot start commands: its main does not call sandbox.Init first")
 	}
-	r.ReadOnly, r.FixedEntries = p.ReadOnly, p.FixedEntries
+	r.Kept = kept{p.ReadOnly, p.FixedEntries, p.Hidden}
 	ours, theirs, err := socketpair()
 	if err != nil {
 		return result{}, err

@@ -88,6 +88,34 @@ func TestInPlaceFilesAreKept(t *testing.T) {
 	f.want(f.must("inplace", "/tmp/closed", "--", "--", "script", "write /tmp/closed/x x", "write /tmp/new x"), "finding these can be changed: /tmp/closed: somebody may make files beside it")
 }
 
+// TestInPlaceHides: what a command is not to read it does not, by whatever name, and all else it does.
+func TestInPlaceHides(t *testing.T) {
+	f := newFixture(t, Options{})
+	f.mkdir("creds/..data", "creds/tls", "cnb/deep", "layers/one", "lower/home/me/.docker", "lower/srv/other")
+	f.write("creds/..data/config.json", canary())
+	f.symlink("..data/config.json", "creds/config.json")
+	f.write("creds/ca.crt", "all may see this")
+	f.write("creds/tls/key.pem", canary())
+	f.write("cnb/deep/auth.json", canary())
+	f.write("cnb/deep/else", "x")
+	f.write("layers/group.toml", "ours")
+	f.write("lower/home/me/.docker/config.json", canary())
+	f.symlink("/creds", "lower/srv/link")
+	f.spec.Mounts = append(f.spec.Mounts, Mount{Target: "/creds", Source: f.path("creds"), ReadOnly: true}, Mount{Target: "/cnb", Source: f.path("cnb")}, Mount{Target: "/layers", Source: f.path("layers")},
+		Mount{Target: "/home/me", Source: f.path("lower/home/me")})
+	refused := []string{"read /creds/config.json", "read /creds/..data/config.json", "read /srv/link/config.json", "read /creds/tls/key.pem", "read /cnb/deep/auth.json", "read /proc/self/root/creds/config.json",
+		"reread /creds/config.json", "link /creds/..data/config.json /tmp/link", "rename /cnb/deep/auth.json /tmp/moved", "rename /cnb/deep /tmp/moved", "write /cnb/deep/else x", "write /layers/group.toml x"}
+	fine := []string{"read /creds/ca.crt", "reread /creds/ca.crt", "read /cnb/deep/else", "read /layers/group.toml", "write /layers/one/x x", "read /layers/one/x", "write /tmp/x x", "read /tmp/x", "reread /tmp/x", "deleted /tmp/x",
+		"read /proc/self/status", "read /dev/null", "write /dev/shm/x x", "read /dev/shm/x", "mkdir /home/me/new", "write /home/me/new/x x", "read /home/me/new/x", "read /home/me/.docker/config.json"}
+	args := []string{"/cnb", "hide=/srv/link/config.json", "hide=/creds/tls", "hide=/cnb/deep/auth.json", "hide=/missing", "hide=/home/me/.docker/config.json", "--", "/layers", "--", "script"}
+	lines := []string{"finding these can be read: /home/me/.docker/config.json: somebody may make files beside it"}
+	for _, op := range refused {
+		lines = append(lines, op+" EACCES|EXDEV")
+	}
+	f.want(f.must("inplace", slices.Concat(args, refused, fine)...), lines...)
+	f.want(f.must("inplace", "hide=/creds/config.json", "--", "--", "script", "read /creds/config.json", "write /cnb/new x", "read /cnb/new", "rename /cnb/new /cnb/deep/new", "read /creds/tls/key.pem"), "read /creds/config.json EACCES")
+}
+
 // lockFile is a file that is locked for as long as anything of a brood is alive.
 func lockFile(t *testing.T) string {
 	t.Helper()

@@ -188,11 +188,18 @@ func probeWithout(args []string) int {
 	return 1
 }
 
-// probeInPlace runs a probe in place: READONLY... -- FIXED... -- PROBE...
+// probeInPlace runs a probe in place: READONLY... -- FIXED... -- PROBE..., where READONLY may be hide=FILE
 func probeInPlace(args []string) int {
 	i := slices.Index(args, "--")
 	j := i + 1 + slices.Index(args[i+1:], "--")
-	p := InPlace{ReadOnly: args[:i], FixedEntries: args[i+1 : j]}
+	p := InPlace{FixedEntries: args[i+1 : j]}
+	for _, name := range args[:i] {
+		if hidden, hide := strings.CutPrefix(name, "hide="); hide {
+			p.Hidden = append(p.Hidden, hidden)
+		} else {
+			p.ReadOnly = append(p.ReadOnly, name)
+		}
+	}
 	r, err := p.Probe(context.Background())
 	if err != nil {
 		outcome("probe", err)

@@ -44,6 +44,9 @@ func changes(abi int) uint64 {
 
 const fileChanges = uint64(unix.LANDLOCK_ACCESS_FS_WRITE_FILE | unix.LANDLOCK_ACCESS_FS_TRUNCATE)
 
+// reads is the right to read files.
+const reads = uint64(unix.LANDLOCK_ACCESS_FS_READ_FILE)
+
 // restrictScope keeps the step from abstract unix sockets of the host, which a shared network lets
 // it see, and from signalling processes outside. It takes no file access: the mounts do that.
 func restrictScope() error {
@@ -76,8 +79,8 @@ func restrictSelf(fd int) error {
 // forbids it to rules that are laid over, as a program makes that confines itself.
 const moves = unix.LANDLOCK_ACCESS_FS_REFER
 
-// fence is a set of rules that keeps files from being changed. Landlock knows only what is allowed, for
-// a directory and all below it: so everything is, but the way from the root to what is kept.
+// fence is a set of rules that keeps files from being changed, or read. Landlock knows only what is
+// allowed, for a directory and all below it: so everything is, but the way from the root to what is kept.
 type fence struct {
 	handled, scoped uint64
 	kept            map[string]keep
@@ -91,28 +94,33 @@ type keep int
 const (
 	keepAll     keep = iota + 1 // it and all below
 	keepEntries                 // its own entries; what is in its subdirectories may change
+	keepHidden                  // it is not read, nor what is below
 )
 
-// newFence keeps what it can of the directories, and says which it cannot: where somebody may make
-// something new beside them, that would be forbidden too. Missing ones need no keeping.
-func newFence(readOnly, fixedEntries []string) (f fence, open []string) {
-	f.kept = map[string]keep{}
-	add := func(dirs []string, how keep) {
-		for _, dir := range dirs {
-			real, err := filepath.EvalSymlinks(dir)
-			if err != nil || f.keeps(real) {
-				continue
-			}
-			if besideIsClosed(real) {
+// unkept is what a fence does not keep.
+type unkept struct{ changes, reads []string }
+
+// newFence keeps what it can, and says what it cannot: where somebody may make something new beside it,
+// that would be forbidden too. What is missing needs no keeping.
+func newFence(abi int, k kept) (f fence, o unkept) {
+	f.kept, f.handled = map[string]keep{}, moves
+	add := func(list []string, how keep, rights uint64, cannot *[]string) {
+		for _, name := range list {
+			real, err := filepath.EvalSymlinks(name)
+			switch {
+			case err != nil || how != keepHidden && f.keeps(real):
+			case f.besideIsClosed(real):
 				f.kept[real] = how
-			} else {
-				open = append(open, dir)
+				f.handled |= rights
+			default:
+				*cannot = append(*cannot, name)
 			}
 		}
 	}
-	add(slices.SortedFunc(slices.Values(readOnly), func(a, b string) int { return len(a) - len(b) }), keepAll)
-	add(fixedEntries, keepEntries)
-	return f, open
+	add(slices.SortedFunc(slices.Values(k.ReadOnly), func(a, b string) int { return len(a) - len(b) }), keepAll, changes(abi), &o.changes)
+	add(k.FixedEntries, keepEntries, changes(abi), &o.changes)
+	add(k.Hidden, keepHidden, reads, &o.reads)
+	return f, o
 }
 
 // keeps says that nothing can change at or below dir.
@@ -125,35 +133,47 @@ func (f fence) keeps(dir string) bool {
 	return false
 }
 
-// besideIsClosed says that nothing new can be made in the directories above dir anyway. In the root
-// nobody but root does, who may do what he likes by other ways too.
-func besideIsClosed(dir string) bool {
-	for dir = filepath.Dir(dir); dir != "/"; dir = filepath.Dir(dir) {
-		if unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK, unix.AT_EACCESS) == nil {
+// besideIsClosed says that nothing new can be made in the directories above name anyway, and that what
+// is there can be listed. In the root nobody but root makes anything, who may do what he likes by other
+// ways too.
+func (f fence) besideIsClosed(name string) bool {
+	may := func(dir string, mode uint32) bool {
+		return unix.Faccessat(unix.AT_FDCWD, dir, mode, unix.AT_EACCESS) == nil
+	}
+	for dir := filepath.Dir(name); dir != "/"; dir = filepath.Dir(dir) {
+		fixed := f.kept[dir] != 0 || f.keeps(dir)
+		if !fixed && may(dir, unix.W_OK) || !may(dir, unix.R_OK) {
 			return false
 		}
 	}
 	return true
 }
 
-// allow allows changes below dir, but for what is kept.
-func (f fence) allow(dir string) error {
+// allow gives rights below dir, but for what is kept.
+func (f fence) allow(dir string, rights uint64) error {
 	how := f.kept[dir]
 	switch {
-	case how == keepAll:
+	case how == keepHidden:
 		return nil
-	case how == 0 && !f.hasBelow(dir):
-		return f.rule(dir)
+	case how == keepAll:
+		rights &= reads
+	}
+	if how != keepEntries && !f.hasBelow(dir) {
+		return f.rule(dir, rights)
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		if e.Type()&os.ModeSymlink != 0 || how == keepEntries && !e.IsDir() {
+		mine := rights
+		if how == keepEntries && !e.IsDir() {
+			mine &= reads
+		}
+		if e.Type()&os.ModeSymlink != 0 {
 			continue
 		}
-		if err := f.allow(filepath.Join(dir, e.Name())); err != nil && !os.IsNotExist(err) {
+		if err := f.allow(filepath.Join(dir, e.Name()), mine); err != nil && !os.IsNotExist(err) {
 			return err
 		}
 	}
@@ -169,16 +189,18 @@ func (f fence) hasBelow(dir string) bool {
 	return false
 }
 
-// rule allows all changes below dir, or those of a single file.
-func (f fence) rule(name string) error {
+// rule gives rights below a directory, or to a single file those that there are.
+func (f fence) rule(name string, rights uint64) error {
 	fd, err := unix.Open(name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return &os.PathError{Op: "open", Path: name, Err: err}
 	}
 	defer unix.Close(fd)
-	rights := f.handled
 	if demandKind(fd, true) != nil {
-		rights &= fileChanges
+		rights &= fileChanges | reads
+	}
+	if rights == 0 {
+		return nil // the kernel wants no such rule
 	}
 	attr := unix.LandlockPathBeneathAttr{Allowed_access: rights, Parent_fd: int32(fd)}
 	_, _, errno := unix.RawSyscall6(unix.SYS_LANDLOCK_ADD_RULE, uintptr(f.fd), unix.LANDLOCK_RULE_PATH_BENEATH, uintptr(unsafe.Pointer(&attr)), 0, 0, 0)
@@ -194,7 +216,7 @@ func (f fence) restrict() (err error) {
 		return err
 	}
 	defer unix.Close(f.fd)
-	if err := f.allow("/"); err != nil {
+	if err := f.allow("/", f.handled); err != nil {
 		return err
 	}
 	return restrictSelf(f.fd)
@@ -202,15 +224,11 @@ func (f fence) restrict() (err error) {
 
 // restrictInPlace confines the calling thread as far as this version of Landlock can without taking
 // anything from a well-behaved build: abstract sockets, signals, looking into processes that are not
-// below it; and changes of files, as newFence says.
-func restrictInPlace(abi int, readOnly, fixedEntries []string) (open []string, err error) {
-	f, open := newFence(readOnly, fixedEntries)
-	f.handled = moves
-	if len(f.kept) > 0 {
-		f.handled = changes(abi)
-	}
+// below it; and files, as newFence says.
+func restrictInPlace(abi int, k kept) (unkept, error) {
+	f, o := newFence(abi, k)
 	if abi >= landlockScopeABI {
 		f.scoped = landlockScope
 	}
-	return open, f.restrict()
+	return o, f.restrict()
 }

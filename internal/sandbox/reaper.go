@@ -88,9 +88,11 @@ func protect(r *inPlaceRequest) []guard {
 		if abi < landlockFileABI {
 			return "", unix.EOPNOTSUPP
 		}
-		open, err := restrictInPlace(abi, r.ReadOnly, r.FixedEntries)
-		if len(open) > 0 {
-			all = append(all, guard{Try: tried("files", fmt.Errorf("%s: somebody may make files beside it", strings.Join(open, ", ")))})
+		open, err := restrictInPlace(abi, r.Kept)
+		for step, list := range map[string][]string{"files": open.changes, "secrets": open.reads} {
+			if len(list) > 0 {
+				all = append(all, guard{Try: tried(step, fmt.Errorf("%s: somebody may make files beside it", strings.Join(list, ", ")))})
+			}
 		}
 		return fmt.Sprintf("Landlock %d", abi), err
 	})

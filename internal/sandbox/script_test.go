@@ -53,8 +53,21 @@ func with(path string, flags int, do func(fd int) error) error {
 }
 
 var scriptOps = map[string]func(a []string) error{
-	"nothing":  func([]string) error { return nil },
-	"write":    func(a []string) error { return os.WriteFile(a[0], []byte(a[1]), 0o644) },
+	"nothing": func([]string) error { return nil },
+	"write":   func(a []string) error { return os.WriteFile(a[0], []byte(a[1]), 0o644) },
+	"read":    func(a []string) error { _, err := os.ReadFile(a[0]); return err },
+	"reread": func(a []string) error { // as /dev/stdin does
+		return with(a[0], unix.O_PATH, func(fd int) error { _, err := os.ReadFile(fmt.Sprintf("/proc/self/fd/%d", fd)); return err })
+	},
+	"deleted": func(a []string) error { // of a file that has no name any more
+		return with(a[0], unix.O_RDONLY, func(fd int) error {
+			if err := unix.Unlink(a[0]); err != nil {
+				return err
+			}
+			_, err := os.ReadFile(fmt.Sprintf("/proc/self/fd/%d", fd))
+			return err
+		})
+	},
 	"mkdir":    func(a []string) error { return os.MkdirAll(a[0], 0o755) },
 	"symlink":  func(a []string) error { return os.Symlink(a[0], a[1]) },
 	"link":     func(a []string) error { return os.Link(a[0], a[1]) },

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kilnbuild/kiln/internal/image"
+	"github.com/kilnbuild/kiln/internal/layer"
 )
 
 // trees looks at the marks of all trees, and with full compares those that are
@@ -81,7 +82,7 @@ func (c *checker) tree(ctx context.Context, hex string) error {
 	}
 	defer root.Close()
 	wrong := map[string]error{} // by path; a later entry of the same path decides
-	for tr := tar.NewReader(rc); ; {
+	for tr := layer.NewReader(ctx, rc, layer.Limits{}); ; {
 		hdr, err := tr.Next()
 		if err != nil {
 			break // EOF, or the blob's problem

@@ -11,11 +11,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,8 +32,9 @@ func main() {
 	h.processes()
 	h.keys()
 	h.files()
-	fmt.Printf("%s looked at %d processes, %d memories, %d descriptors, %d files, %d keys\n",
-		filepath.Base(os.Args[0]), h.seen["process"], h.seen["memory"], h.seen["descriptor"], h.seen["file"], h.seen["key"])
+	h.sockets()
+	fmt.Printf("%s looked at %d processes, %d memories, %d descriptors, %d files, %d keys, %d sockets\n",
+		filepath.Base(os.Args[0]), h.seen["process"], h.seen["memory"], h.seen["descriptor"], h.seen["file"], h.seen["key"], h.seen["socket"])
 	if filepath.Base(os.Args[0]) == "build" {
 		launch := "[[processes]]\ntype = \"x\"\ncommand = [\"true\"]\ndefault = true\n"
 		if err := os.WriteFile(os.Getenv("CNB_LAYERS_DIR")+"/launch.toml", []byte(launch), 0o644); err != nil {
@@ -178,4 +181,25 @@ func (h *hunt) files() {
 		}
 		return nil
 	})
+}
+
+// sockets are those that anybody listens on: an agent tells what it has.
+func (h *hunt) sockets() {
+	list, _ := os.ReadFile("/proc/net/unix")
+	tried := map[string]bool{}
+	for line := range strings.Lines(string(list)) {
+		fields := strings.Fields(line)
+		if len(fields) < 8 || tried[fields[7]] {
+			continue
+		}
+		tried[fields[7]] = true
+		conn, err := net.DialTimeout("unix", fields[7], time.Second)
+		if err != nil {
+			continue
+		}
+		conn.SetDeadline(time.Now().Add(100 * time.Millisecond))
+		b, _ := io.ReadAll(io.LimitReader(conn, most))
+		conn.Close()
+		h.look("socket", "socket "+fields[7], b)
+	}
 }
