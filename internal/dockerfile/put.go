@@ -195,7 +195,7 @@ func (w *putter) single(hdr *tar.Header, base string, body io.Reader) error {
 		if err != nil && err != io.EOF {
 			return err
 		}
-		if isArchive(head) {
+		if isArchive(w.ctx, head) {
 			return w.archive(peeked)
 		}
 		body = peeked
@@ -311,7 +311,7 @@ func (w *putter) archive(body io.Reader) error {
 
 // owned copies a tar with the owner that was asked for.
 func (w *putter) owned(to io.Writer, from io.Reader) error {
-	tr, tw := tar.NewReader(from), tar.NewWriter(to)
+	tr, tw := layer.NewReader(w.ctx, from, layer.Limits{}), tar.NewWriter(to)
 	for {
 		hdr, err := tr.Next()
 		if err == io.EOF {
@@ -341,13 +341,13 @@ func (w *putter) owned(to io.Writer, from io.Reader) error {
 const archiveHead = 1 << 20
 
 // isArchive tells whether a file that begins like that is a tar archive.
-func isArchive(head []byte) bool {
+func isArchive(ctx context.Context, head []byte) bool {
 	plain, err := decompress(bytes.NewReader(head))
 	if err != nil {
 		return false
 	}
-	_, err = tar.NewReader(plain).Next()
-	return err == nil
+	_, err = layer.NewReader(ctx, plain, layer.Limits{}).Next()
+	return err == nil || errors.Is(err, layer.ErrLimit)
 }
 
 // maxWindow bounds the memory that a zstd stream may ask for, in bytes: what

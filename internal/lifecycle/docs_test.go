@@ -80,6 +80,11 @@ an environment of the specification's making. What started it is not in its hand
 with ` + "`CNB_REGISTRY_AUTH`" + ` in its environment that waits for the creator, as the same user, shows it to buildpacks. Let it
 ` + "`exec`" + ` the creator, or use the five phases.
 
+A file with credentials that the build user may read is a buildpack's to read, where both are in one container. Landlock hides
+those that a lifecycle looks for: docker's ` + "`config.json`" + `, podman's ` + "`auth.json`, `DOCKER_CERT_PATH`" + `. It cannot where that user may make
+files in their directory or in one above it, such as a home of its own; ` + "`-log-level debug`" + ` says so. Mount them where the user may
+not, or start the creator as root and let nobody else read them.
+
 What phases hand over to each other is in files that may be the build user's, and so any buildpack's. The creator, like
 ` + "`kiln build`" + `, goes by what it wrote and read itself, whatever becomes of the files: run image, group, plan, metadata of the
 project. Phases that are processes of their own have nothing but the files: there Landlock keeps them, in the containers
