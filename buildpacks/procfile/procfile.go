@@ -103,7 +103,17 @@ func find(c *kit.Context) (list []process, source string, err error) {
 
 var line = regexp.MustCompile(`^([A-Za-z0-9_-]+):\s*(.+)$`)
 
+// maxProcfile bounds a Procfile, in bytes.
+const maxProcfile = 1 << 20
+
 func read(path, source string) ([]process, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", source, err)
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxProcfile {
+		return nil, fmt.Errorf("read %s: not a regular file of at most %d bytes", source, maxProcfile)
+	}
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", source, err)

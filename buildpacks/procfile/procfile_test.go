@@ -1,9 +1,13 @@
 package procfile
 
 import (
+	"errors"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -95,6 +99,20 @@ func TestPlainIsWhatAShellDoes(t *testing.T) {
 			t.Errorf("%q: %q, a shell has %q", text, words, want)
 		}
 	})
+}
+
+// A Procfile that is no file ends the build, and is not waited for.
+func TestProcfilesThatAreNoFiles(t *testing.T) {
+	dir := t.TempDir()
+	pipe, device, long := filepath.Join(dir, "pipe"), filepath.Join(dir, "device"), filepath.Join(dir, "long")
+	if err := errors.Join(syscall.Mkfifo(pipe, 0o600), os.Symlink("/dev/zero", device), os.WriteFile(long, make([]byte, maxProcfile+1), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{pipe, device, long, dir} {
+		if _, err := read(path, "Procfile"); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
 }
 
 func FuzzParse(f *testing.F) {

@@ -660,6 +660,67 @@ func TestOpenStackIsSafe(t *testing.T) {
 	}
 }
 
+// A file that somebody names as an archive is one, or an error: nobody is waited
+// for, and nothing is read for ever.
+func TestArchivesThatAreNoFiles(t *testing.T) {
+	dir := t.TempDir()
+	pipe, device := filepath.Join(dir, "pipe"), filepath.Join(dir, "device")
+	if err := errors.Join(syscall.Mkfifo(pipe, 0o600), os.Symlink("/dev/zero", device)); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{pipe, device, dir} {
+		for _, s := range []image.Source{OCIArchive{path}, DockerArchive{path}} {
+			if _, err := s.Image(t.Context(), ""); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+				t.Errorf("%s: %v", path, err)
+			}
+		}
+	}
+}
+
+// FuzzLayoutDir: whatever stands in the two documents of a layout, it is opened or
+// refused with its name, and written to only if it is one.
+func FuzzLayoutDir(f *testing.F) {
+	dir := f.TempDir()
+	var seeds testing.T
+	if err := (Layout{filepath.Join(dir, "seed")}).Write(f.Context(), "app:1", imagetest.Random(&seeds, 1)); err != nil {
+		f.Fatal(err)
+	}
+	index, err := os.ReadFile(filepath.Join(dir, "seed", "index.json"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add([]byte(`{"imageLayoutVersion":"1.0.0"}`), index)
+	f.Add([]byte(`{"imageLayoutVersion":"2.0.0"}`), []byte(`{"manifests":[{"digest":"sha256:../x"}]}`))
+	f.Add([]byte("{"), []byte("null"))
+	img := imagetest.Random(&seeds, 0)
+	f.Fuzz(func(t *testing.T, version, index []byte) {
+		l := Layout{filepath.Join(dir, "fuzz")}
+		if err := os.RemoveAll(l.Dir); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.CopyFS(l.Dir, os.DirFS(filepath.Join(dir, "seed"))); err != nil {
+			t.Fatal(err)
+		}
+		for name, b := range map[string][]byte{"oci-layout": version, "index.json": index} {
+			if err := os.WriteFile(filepath.Join(l.Dir, name), b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := l.Names(t.Context()); err != nil && !strings.Contains(err.Error(), l.Dir) {
+			t.Errorf("%v does not name the layout", err)
+		}
+		if got, err := l.Image(t.Context(), ""); err == nil {
+			_ = image.Validate(t.Context(), got, nil)
+		}
+		if l.Write(t.Context(), "new", img) != nil {
+			return
+		}
+		if _, err := l.Image(t.Context(), "new"); err != nil {
+			t.Errorf("written and not there: %v\n%s\n%s", err, version, index)
+		}
+	})
+}
+
 type unreadableLayers struct{ v1.Image }
 
 func (unreadableLayers) Layers() ([]v1.Layer, error) { return nil, errors.New("a layer was asked for") }

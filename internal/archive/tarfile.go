@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"syscall"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -107,8 +108,13 @@ type tarEntry struct {
 // of an image has three entries for each layer at most, and a few more.
 const maxEntries = 10000
 
+// openTar waits for nobody to write to a pipe.
+func openTar(file string) (*os.File, error) {
+	return os.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+}
+
 func indexTar(ctx context.Context, file string) (*tarIndex, error) {
-	f, err := os.Open(file)
+	f, err := openTar(file)
 	if err != nil {
 		return nil, err
 	}
@@ -179,7 +185,7 @@ func (x *tarIndex) open(name string) (io.ReadCloser, int64, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	f, err := os.Open(x.path)
+	f, err := openTar(x.path)
 	if err != nil {
 		return nil, 0, err
 	}

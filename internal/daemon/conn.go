@@ -129,11 +129,16 @@ func (d *Daemon) request(ctx context.Context, op, method, to string, body io.Rea
 	if err != nil {
 		return nil, fmt.Errorf("docker daemon at %s: %s: %w", d.host, op, err)
 	}
+	return nil, fmt.Errorf("docker daemon at %s: %s: %w", d.host, op, refusal(resp.StatusCode, b))
+}
+
+// refusal is the error that a daemon's answer with an error status is.
+func refusal(status int, answer []byte) *refused {
 	var said struct{ Message string }
-	if json.Unmarshal(b, &said) != nil || said.Message == "" {
-		said.Message = http.StatusText(resp.StatusCode)
+	if json.Unmarshal(answer, &said) != nil || said.Message == "" {
+		said.Message = http.StatusText(status)
 	}
-	return nil, fmt.Errorf("docker daemon at %s: %s: %w", d.host, op, &refused{resp.StatusCode, clip(said.Message)})
+	return &refused{status, clip(said.Message)}
 }
 
 // unreachable marks errors of the way there, and says what may help.

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"archive/tar"
+	"bytes"
 	"crypto/tls"
 	"encoding/json"
 	"encoding/pem"
@@ -15,6 +16,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -485,6 +487,39 @@ func FuzzInspect(f *testing.F) {
 		m, err := img.Manifest()
 		if err != nil || len(m.Layers) != len(in.RootFS.Layers) {
 			t.Errorf("%d layers, %v", len(m.Layers), err)
+		}
+	})
+}
+
+// FuzzAnswers: whatever a daemon says, an error of it is one line of bounded
+// length, and a load is fine only if every document of the answer is one that
+// says no error.
+func FuzzAnswers(f *testing.F) {
+	f.Add([]byte(`{"stream":"Loaded image"}`+"\n"+`{"errorDetail":{"message":"no"},"error":"no space\r\non device"}`), 500)
+	f.Add([]byte(`{"message":"no such image\u001b[31m"}`), 404)
+	f.Add([]byte(`{"error":7}`), 599)
+	f.Add([]byte(`[{}]`), 0)
+	f.Add([]byte(nil), 418)
+	f.Fuzz(func(t *testing.T, answer []byte, status int) {
+		for _, err := range []error{refusal(status, answer), loadAnswer(bytes.NewReader(answer))} {
+			said, ok := errors.AsType[*refused](err)
+			if ok && (strings.ContainsFunc(said.message, unicode.IsControl) || len(said.message) > 4<<10) {
+				t.Errorf("says %q", said.message)
+			}
+		}
+		if loadAnswer(bytes.NewReader(answer)) != nil || bytes.Count(bytes.ToLower(answer), []byte("err")) > 1 {
+			return // several of one name: which of them counts is not our question
+		}
+		for d := json.NewDecoder(bytes.NewReader(answer)); ; {
+			var said map[string]any
+			err := d.Decode(&said)
+			if err == io.EOF {
+				return
+			}
+			if text, _ := said["error"].(string); err != nil || text != "" {
+				t.Errorf("loaded, and the answer is %q (%v)", answer, err)
+				return
+			}
 		}
 	})
 }

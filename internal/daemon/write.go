@@ -284,17 +284,26 @@ func (d *Daemon) load(ctx context.Context, body io.Reader, moved func()) error {
 		return err
 	}
 	defer resp.Body.Close()
-	answers := json.NewDecoder(io.LimitReader(moving{resp.Body, moved}, maxAnswer))
-	for {
+	err = loadAnswer(io.LimitReader(moving{resp.Body, moved}, maxAnswer))
+	if err != nil {
+		_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxAnswer)) // the connection can be used again
+		return fmt.Errorf("docker daemon at %s: load image: %w", d.host, err)
+	}
+	return nil
+}
+
+// loadAnswer reads what a daemon says while it loads: a document a line, one of
+// them the error if there is one.
+func loadAnswer(r io.Reader) error {
+	for answers := json.NewDecoder(r); ; {
 		var said struct{ Error string }
 		switch err := answers.Decode(&said); {
 		case err == io.EOF:
 			return nil
 		case err != nil:
-			return fmt.Errorf("docker daemon at %s: load image: read what it says: %w", d.host, err)
+			return fmt.Errorf("read what it says: %w", err)
 		case said.Error != "":
-			_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxAnswer)) // the connection can be used again
-			return fmt.Errorf("docker daemon at %s: load image: %w", d.host, &refused{http.StatusOK, clip(said.Error)})
+			return &refused{http.StatusOK, clip(said.Error)}
 		}
 	}
 }

@@ -1,7 +1,6 @@
 package debian
 
 import (
-	"bytes"
 	"encoding/hex"
 	"fmt"
 	"path"
@@ -10,6 +9,8 @@ import (
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/kilnbuild/kiln/internal/spec"
 )
 
 // lockVersion is the format of lock files this program writes and reads.
@@ -87,10 +88,8 @@ func (l Lock) MarshalText() ([]byte, error) {
 func ReadLock(b []byte, name string) (Lock, error) {
 	type plain Lock
 	var p plain
-	d := toml.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&p); err != nil {
-		return Lock{}, fmt.Errorf("read package lock %s: %w", name, err)
+	if err := spec.Decode(b, name, &p); err != nil {
+		return Lock{}, fmt.Errorf("read package lock: %w", err)
 	}
 	l := Lock(p)
 	if err := l.check(); err != nil {

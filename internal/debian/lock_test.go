@@ -1,6 +1,7 @@
 package debian
 
 import (
+	"bytes"
 	"strings"
 	"testing"
 )
@@ -63,4 +64,53 @@ func TestReadLock(t *testing.T) {
 	if _, err := ReadLock([]byte(twice), "bad.lock"); err == nil || !strings.Contains(err.Error(), "twice") {
 		t.Errorf("a package twice: %v", err)
 	}
+}
+
+// What is wrong with the TOML is told with its place and key.
+func TestLockFaults(t *testing.T) {
+	for text, want := range map[string]string{
+		"version = 1\nsuite = 3\n":      "bad.lock:2:1: suite: must be a string",
+		"version = 1\n[[package]\n":     "bad.lock:2:",
+		"version = 1\nsuites = \"x\"\n": "bad.lock:2:1: suites: is no key of this document",
+		"[[package]]\nsha = \"x\"\n":    "bad.lock:2:1: package.sha: is no key of this document",
+		"version = 1\nversion = 2\n":    "bad.lock:2:",
+	} {
+		_, err := ReadLock([]byte(text), "bad.lock")
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %q", text, err, want)
+		}
+	}
+}
+
+// FuzzReadLock: an error that names the file, or a lock that is written and read
+// the same and that names nothing strange.
+func FuzzReadLock(f *testing.F) {
+	f.Add([]byte(goodLock))
+	f.Add([]byte("version = 1\n[[package]]\nsize = 1e3\n"))
+	f.Add([]byte("version = 1\nversion = 1\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		l, err := ReadLock(text, "some.lock")
+		if err != nil {
+			if !strings.Contains(err.Error(), "some.lock") {
+				t.Errorf("%v names no file", err)
+			}
+			return
+		}
+		for _, p := range l.Packages {
+			if strings.Contains(p.Path, "..") && !cleanRelative(p.Path) || p.Size <= 0 {
+				t.Errorf("package %+v", p)
+			}
+		}
+		b, err := l.MarshalText()
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := ReadLock(b, "again.lock")
+		if err != nil {
+			t.Fatalf("%v\n%s", err, b)
+		}
+		if b2, err := again.MarshalText(); err != nil || !bytes.Equal(b, b2) {
+			t.Errorf("%s\nbecomes\n%s (%v)", b, b2, err)
+		}
+	})
 }

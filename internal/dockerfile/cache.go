@@ -15,6 +15,7 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/kilnbuild/kiln/internal/image"
 )
@@ -95,17 +96,33 @@ func (d *Directory) layerPath(diffID v1.Hash) string {
 // maxEntry bounds the file of a key, in bytes.
 const maxEntry = 64 << 10
 
+// openKept opens a file of the directory. It follows no link, waits for nobody,
+// and takes nothing but a regular file for one that is there.
+func openKept(path string) (*os.File, fs.FileInfo, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENXIO) {
+		err = fs.ErrNotExist // a link, a socket
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	fi, err := f.Stat()
+	if err == nil && !fi.Mode().IsRegular() {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, f.Close())
+	}
+	return f, fi, nil
+}
+
 func (d *Directory) read(path string) (e entry, err error) {
-	f, err := os.Open(path)
+	f, fi, err := openKept(path)
 	if err != nil {
 		return e, err
 	}
 	defer f.Close()
-	fi, err := f.Stat()
-	if err != nil {
-		return e, err
-	}
-	if !fi.Mode().IsRegular() || fi.ModTime().Add(d.ttl).Before(d.now()) {
+	if fi.ModTime().Add(d.ttl).Before(d.now()) {
 		return e, fs.ErrNotExist
 	}
 	b, err := io.ReadAll(io.LimitReader(f, maxEntry))
@@ -143,11 +160,14 @@ func (d *Directory) Get(ctx context.Context, key string) (v1.Layer, bool, error)
 
 // verify hashes a layer's tar.
 func (d *Directory) verify(ctx context.Context, diffID v1.Hash, size int64) error {
-	f, err := os.Open(d.layerPath(diffID))
+	f, fi, err := openKept(d.layerPath(diffID))
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	if fi.Size() != size {
+		return errors.Join(fmt.Errorf("it has %d bytes, not %d: %w", fi.Size(), size, errDamaged), os.Remove(f.Name()))
+	}
 	h := sha256.New()
 	n, err := io.Copy(h, &interruptible{ctx, io.LimitReader(f, size+1)})
 	if err != nil {
@@ -160,7 +180,13 @@ func (d *Directory) verify(ctx context.Context, diffID v1.Hash, size int64) erro
 }
 
 func (d *Directory) layer(diffID v1.Hash, size int64) v1.Layer {
-	return image.NewLayer(func() (io.ReadCloser, error) { return os.Open(d.layerPath(diffID)) }, diffID, size)
+	return image.NewLayer(func() (io.ReadCloser, error) {
+		f, _, err := openKept(d.layerPath(diffID))
+		if err != nil {
+			return nil, err
+		}
+		return f, nil
+	}, diffID, size)
 }
 
 // Put implements Cache.

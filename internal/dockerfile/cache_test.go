@@ -15,6 +15,8 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/kilnbuild/kiln/internal/sandbox"
 )
 
@@ -246,6 +248,14 @@ func TestCacheDamage(t *testing.T) {
 		}, "its bytes have the digest sha256:"},
 		"a layer cut short":    {func(t *testing.T, dir string) error { return os.Truncate(find(t, dir, ".tar"), 512) }, "damaged"},
 		"a layer that is gone": {func(t *testing.T, dir string) error { return os.Remove(find(t, dir, ".tar")) }, "no such file"},
+		"a layer that is a pipe": {func(t *testing.T, dir string) error {
+			file := find(t, dir, ".tar")
+			return errors.Join(os.Remove(file), unix.Mkfifo(file, 0o644))
+		}, "file does not exist"},
+		"a layer that is a link to itself elsewhere": {func(t *testing.T, dir string) error {
+			file, other := find(t, dir, ".tar"), filepath.Join(t.TempDir(), "other")
+			return errors.Join(os.Rename(file, other), os.Symlink(other, file))
+		}, "file does not exist"},
 		"an entry that is no JSON": {func(t *testing.T, dir string) error {
 			return os.WriteFile(find(t, dir, ".json"), []byte("{"), 0o644)
 		}, "unexpected end of JSON input"},
@@ -287,6 +297,88 @@ func TestCacheDamage(t *testing.T) {
 			}
 		})
 	}
+}
+
+// An entry that is no file is none: nobody is waited for, and no link followed.
+func TestEntriesThatAreNoFiles(t *testing.T) {
+	for name, plant := range map[string]func(path, valid string) error{
+		"pipe":      func(path, _ string) error { return unix.Mkfifo(path, 0o644) },
+		"device":    func(path, _ string) error { return os.Symlink("/dev/zero", path) },
+		"link":      func(path, valid string) error { return os.Symlink(valid, path) },
+		"loop":      func(path, _ string) error { return os.Symlink(path, path) },
+		"directory": func(path, _ string) error { return os.Mkdir(path, 0o755) },
+	} {
+		d := openCache(t, t.TempDir())
+		if err := d.Put(t.Context(), "key", nil); err != nil {
+			t.Fatal(err)
+		}
+		if _, hit, err := d.Get(t.Context(), "key"); !hit || err != nil {
+			t.Fatalf("%v, %v", hit, err)
+		}
+		valid := filepath.Join(t.TempDir(), "valid")
+		if err := errors.Join(os.Rename(d.entryPath("key"), valid), plant(d.entryPath("key"), valid)); err != nil {
+			t.Fatal(err)
+		}
+		if _, hit, err := d.Get(t.Context(), "key"); hit || err != nil {
+			t.Errorf("%s: hit %v, %v", name, hit, err)
+		}
+		if err := d.sweep(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// FuzzEntry: whatever stands in the file of a key, there is a hit only for an
+// entry of that key whose layer has the digest that it says.
+func FuzzEntry(f *testing.F) {
+	const tar = "no tar, but bytes"
+	diffID := "sha256:" + sha256Hex(tar)
+	f.Add([]byte(`{"key":"key","layer":"`+diffID+`","size":17}`), []byte(tar))
+	f.Add([]byte(`{"key":"key","layer":"`+diffID+`","size":-1}`), []byte(tar))
+	f.Add([]byte(`{"key":"key"}`), []byte(nil))
+	f.Add([]byte(`{"key":"other"}`), []byte(nil))
+	f.Add([]byte(`{"key":"key","layer":"sha256:../../x"}`), []byte("x"))
+	d := openCache(f, f.TempDir())
+	f.Fuzz(func(t *testing.T, text, bytes []byte) {
+		if err := os.WriteFile(d.entryPath("key"), text, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(d.dir, "sha256-"+sha256Hex(tar)+".tar"), bytes, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		l, hit, err := d.Get(t.Context(), "key")
+		if hit && err != nil {
+			t.Errorf("a hit that cannot be trusted: %v", err)
+		}
+		if !hit || l == nil {
+			return
+		}
+		if got, err := l.DiffID(); err != nil || got.String() != diffID || string(bytes) != tar {
+			t.Errorf("layer %s of %q, %v", got, bytes, err)
+		}
+	})
+}
+
+// FuzzReport: whatever a task's process says of itself, it is its report, or the
+// end of the process is what is told.
+func FuzzReport(f *testing.F) {
+	f.Add([]byte(`{"err":"x","errno":28}`), true)
+	f.Add([]byte(`{"skipped":["/dev/x"]}`), false)
+	f.Add([]byte("panic: x"), true)
+	f.Add([]byte(`{"errno":-1}`), false)
+	f.Fuzz(func(t *testing.T, stderr []byte, failed bool) {
+		var ended error
+		if failed {
+			ended = errors.New("exit status 1")
+		}
+		_, err := readReport(stderr, ended)
+		if failed && err == nil {
+			t.Errorf("%q: the process failed, and that is no error", stderr)
+		}
+		if err != nil && err.Error() == "" {
+			t.Errorf("%q: an error without words", stderr)
+		}
+	})
 }
 
 // TestDirectoryAges goes through days in no time.

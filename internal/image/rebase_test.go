@@ -535,3 +535,48 @@ func TestRebaseThereAndBack(t *testing.T) {
 		}
 	})
 }
+
+// FuzzRebase: whatever an image's documents say, rebasing it is an error or an
+// image that names a layer for each diffID, and rebasing that again changes
+// nothing.
+func FuzzRebase(f *testing.F) {
+	var seeds testing.T
+	l := imagetest.Layer(&seeds, imagetest.Tar(&seeds, 1))
+	diffID, err := l.DiffID()
+	if err != nil {
+		f.Fatal(err)
+	}
+	layers := fmt.Sprintf(`[{"mediaType":"%s","size":1,"digest":"%s"}]`, types.OCILayer, diffID)
+	f.Add(fmt.Sprintf(`{"os":"linux","rootfs":{"type":"layers","diff_ids":["%s"]},"history":[{"empty_layer":true},{"created_by":"x"}],"x":{"y":1}}`, diffID),
+		`{"schemaVersion":2,"config":{FILL,"x":1},"layers":`+layers+`,"annotations":{"a":"b"}}`, uint8(1))
+	f.Add(`{"rootfs":{"diff_ids":["`+diffID.String()+`"]},"history":null,"config":{"Labels":null}}`, `{"config":{FILL},"layers":`+layers+`}`, uint8(0))
+	f.Add(`{"rootfs":[],"history":{}}`, `{"layers":{}}`, uint8(255))
+	f.Add(`[`, `null`, uint8(0))
+	base := imagetest.Random(&seeds, 2)
+	f.Fuzz(func(t *testing.T, config, manifest string, n uint8) {
+		manifest = strings.Replace(manifest, "FILL", fmt.Sprintf(`"size":%d,"digest":"%s"`, len(config), imagetest.Sum([]byte(config))), 1)
+		app, err := partial.CompressedToImage(written{config, manifest, types.OCIManifestSchema1, []v1.Layer{l}})
+		if err != nil {
+			return
+		}
+		labels := func(m map[string]string) { m["new"] = "label" }
+		once, err := image.Rebase(app, base, int(n), labels)
+		if err != nil {
+			return
+		}
+		m, err := once.Manifest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if cf := configOf(t, once); len(m.Layers) != len(cf.RootFS.DiffIDs) || len(m.Layers) < 2 {
+			t.Errorf("%d layers, %d diffIDs", len(m.Layers), len(cf.RootFS.DiffIDs))
+		}
+		twice, err := image.Rebase(once, base, 2, labels)
+		if err != nil {
+			t.Fatalf("once, and not twice: %v", err)
+		}
+		if a, b := digest(t, once), digest(t, twice); a != b {
+			t.Errorf("rebased is %s, and rebased again %s", a, b)
+		}
+	})
+}

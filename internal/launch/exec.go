@@ -73,6 +73,8 @@ func executable(path string) error {
 		return err
 	case info.IsDir():
 		return errors.New("is a directory")
+	case !info.Mode().IsRegular():
+		return errors.New("is not a regular file")
 	case info.Mode()&0o111 == 0:
 		return spec.WithHint(fmt.Errorf("not executable (mode %04o): %w", info.Mode().Perm(), fs.ErrPermission), "chmod +x %s", path)
 	}

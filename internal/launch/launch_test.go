@@ -499,6 +499,9 @@ func TestPipesForFiles(t *testing.T) {
 		}
 	}
 	im := newImage(t, processes)
+	pipe(im, "workspace/program")
+	im.wantFailure(82, "launcher: start ./program: is not a regular file\n", "", "--", "./program")
+	im = newImage(t, processes)
 	pipe(im, "layers/second/l/env/A")
 	im.wantFailure(82, "launcher: environment of layer /layers/second/l: /layers/second/l/env/A: a variable must be a regular file, not p---------\n", "web")
 }

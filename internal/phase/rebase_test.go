@@ -466,3 +466,19 @@ func TestRebaseIsKilnsBuild(t *testing.T) {
 		same(t, api+", again", img, rebaseOK(t, img, base))
 	}
 }
+
+// FuzzMixins: whatever the label is, it is a list, or an error that names it.
+func FuzzMixins(f *testing.F) {
+	f.Add(`["run:a","b"]`)
+	f.Add(`{"a":[]}`)
+	f.Add("[1]")
+	f.Fuzz(func(t *testing.T, label string) {
+		list, err := mixins(&v1.ConfigFile{Config: v1.Config{Labels: map[string]string{spec.StackMixinsLabel: label}}})
+		if err != nil && !strings.Contains(err.Error(), spec.StackMixinsLabel) {
+			t.Errorf("%v does not name the label", err)
+		}
+		if err == nil && label == "" && len(list) > 0 {
+			t.Errorf("no label has %q", list)
+		}
+	})
+}

@@ -198,9 +198,14 @@ func debianSources(mirror, suite string) ([]debian.Source, error) {
 
 // ReadLock reads a lock file.
 func ReadLock(file string) (debian.Lock, error) {
-	b, err := os.ReadFile(file)
+	f, err := os.Open(file)
 	if err != nil {
 		return debian.Lock{}, badInput(fmt.Errorf("lock: %w", err), "kiln base create --write-lock makes one")
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, spec.MaxDocument+1))
+	if err != nil {
+		return debian.Lock{}, fmt.Errorf("lock: %w", err)
 	}
 	return debian.ReadLock(b, file)
 }

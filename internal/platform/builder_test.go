@@ -2,8 +2,11 @@ package platform
 
 import (
 	"fmt"
+	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -13,7 +16,9 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/archive"
 	"github.com/kilnbuild/kiln/internal/image"
+	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/spec"
+	"github.com/kilnbuild/kiln/test/conform"
 	"github.com/kilnbuild/kiln/test/filetree"
 )
 
@@ -119,6 +124,145 @@ func TestBuilderDirectories(t *testing.T) {
 	if got := buildpacksOf(builderRoot{Lowers: []string{link}}); len(got) != 0 {
 		t.Errorf("through a link of the image are %v", got)
 	}
+}
+
+// A builder whose layers were flattened into one has what it had before, and
+// what its layers deleted stays deleted.
+func TestFlattenedBuilders(t *testing.T) {
+	conform.Covers(t, 196)
+	p := offline(t)
+	layers := []map[string]string{
+		{"cnb/order.toml": "[[order]]\n[[order.group]]\nid = \"old\"\nversion = \"1\"\n", "cnb/buildpacks/a/1/buildpack.toml": descriptor("a", "1"), "cnb/buildpacks/gone/1/buildpack.toml": descriptor("gone", "1")},
+		{"cnb/buildpacks/.wh.gone": "", "cnb/buildpacks/b/1/buildpack.toml": descriptor("b", "1"), "cnb/buildpacks/b/2/buildpack.toml": descriptor("b", "2")},
+		{"cnb/order.toml": "[[order]]\n[[order.group]]\nid = \"a\"\nversion = \"1\"\n"},
+	}
+	flat := map[string]string{}
+	for _, files := range layers {
+		maps.Copy(flat, files)
+	}
+	delete(flat, "cnb/buildpacks/gone/1/buildpack.toml")
+	delete(flat, "cnb/buildpacks/.wh.gone")
+	var lists [][]string
+	for _, layers := range [][]map[string]string{layers, {flat}} {
+		var made []v1.Layer
+		for _, files := range layers {
+			var list []layer.File
+			for _, name := range slices.Sorted(maps.Keys(files)) {
+				list = append(list, layer.File{Path: "/" + name, Mode: 0o644, Body: []byte(files[name])})
+			}
+			l, err := p.Store.PutLayer(t.Context(), func(w io.Writer) error { return layer.WriteFiles(w, list) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			made = append(made, l)
+		}
+		lowers, err := p.trees(t.Context(), made)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := builderRoot{Lowers: lowers}
+		order, err := b.order()
+		if err != nil {
+			t.Fatal(err)
+		}
+		lists = append(lists, append(groupsOf(order), hintOf(buildpacksOf(b))))
+	}
+	if diff := cmp.Diff([]string{"a@1", "the builder has: a@1, b@1, b@2"}, lists[0]); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(lists[0], lists[1]); diff != "" {
+		t.Errorf("flattened: %s", diff)
+	}
+}
+
+// The built-in builder is one: files, labels and environment are what other
+// platforms want to find.
+func TestBuiltinBuilder(t *testing.T) {
+	conform.Covers(t, 198)
+	p := offline(t)
+	p.Payload = Payload{
+		Launcher: []byte("launcher"), Lifecycle: []byte("lifecycle"), Buildpacks: []byte("buildpacks"), Version: "1.2.3",
+		SBOMs:   map[string][]byte{"launcher.sbom.cdx.json": []byte("{}")},
+		Shipped: []Shipped{{"me/mine", "1.0.0", []byte(descriptor("me/mine", "1.0.0"))}},
+		Order:   []byte("[[order]]\n[[order.group]]\nid = \"me/mine\"\nversion = \"1.0.0\"\noptional = true\n"),
+	}
+	base, err := image.Append(emptyImage(), nil, func(cf *v1.ConfigFile) {
+		cf.OS, cf.Architecture = "linux", p.Arch
+		cf.Config.Env = []string{"PATH=/bin", "CNB_USER_ID=1000", "CNB_GROUP_ID=1000"}
+		cf.Config.Labels = map[string]string{"io.buildpacks.base.distro.name": "debian"}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{builtinBuild, builtinRunImage} {
+		if err := p.Store.Write(t.Context(), name, base); err != nil {
+			t.Fatal(err)
+		}
+	}
+	img, err := p.builtin(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cf, err := img.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rest := cf.RootFS.DiffIDs[len(cf.RootFS.DiffIDs)-1].String()
+	delete(cf.Config.Labels, payloadLabel)
+	versions := func(list []string) string { return `"` + strings.Join(list, `","`) + `"` }
+	apis := `{"buildpack":{"deprecated":[],"supported":[` + versions(spec.BuildpackAPIs) + `]},"platform":{"deprecated":[],"supported":[` + versions(spec.PlatformAPIs) + `]}}`
+	lowest := `{"buildpack":"` + spec.BuildpackAPIs[0] + `","platform":"` + spec.PlatformAPIs[0] + `"}`
+	want := map[string]string{
+		"io.buildpacks.base.distro.name": "debian",
+		"io.buildpacks.builder.metadata": `{"description":"kiln's built-in builder: Debian bookworm and the shipped buildpacks","buildpacks":[{"id":"me/mine","version":"1.0.0"}],"extensions":[],` +
+			`"stack":{"runImage":{"image":"kiln/run:bookworm"}},"images":[{"image":"kiln/run:bookworm"}],"lifecycle":{"version":"1.2.3","api":` + lowest + `,"apis":` + apis + `},"createdBy":{"name":"kiln","version":"1.2.3"}}`,
+		"io.buildpacks.buildpack.order":   `[{"group":[{"id":"me/mine","version":"1.0.0","optional":true}]}]`,
+		"io.buildpacks.buildpack.layers":  `{"me/mine":{"1.0.0":{"api":"0.12","layerDiffID":"` + rest + `"}}}`,
+		"io.buildpacks.lifecycle.version": "1.2.3",
+		"io.buildpacks.lifecycle.apis":    apis,
+	}
+	if diff := cmp.Diff(want, cf.Config.Labels); diff != "" {
+		t.Error(diff)
+	}
+	if cf.Config.WorkingDir != "/layers" || !slices.Contains(cf.Config.Env, "CNB_USER_ID=1000") {
+		t.Errorf("working directory %s, environment %q", cf.Config.WorkingDir, cf.Config.Env)
+	}
+	root, err := p.openBuilder(t.Context(), Request{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := layer.Stack{Lowers: root.Lowers}
+	for file, content := range map[string]string{
+		"cnb/order.toml": string(p.Payload.Order), "cnb/run.toml": "[[images]]\nimage = \"kiln/run:bookworm\"\n", "cnb/stack.toml": "[run-image]\nimage = \"kiln/run:bookworm\"\n",
+		"cnb/lifecycle/launcher": "launcher", "cnb/lifecycle/lifecycle": "lifecycle", "cnb/lifecycle/launcher.sbom.cdx.json": "{}",
+		"cnb/buildpacks/me_mine/1.0.0/buildpack.toml": descriptor("me/mine", "1.0.0"),
+	} {
+		if b, err := all.ReadFile(file, 1000); err != nil || string(b) != content {
+			t.Errorf("%s: %q, %v", file, b, err)
+		}
+	}
+	for _, dir := range []string{"cnb/build-config/env", "platform/env", "workspace", "layers"} {
+		if fi, err := all.Lstat(dir); err != nil || !fi.IsDir() {
+			t.Errorf("%s: %v", dir, err)
+		}
+	}
+	for _, name := range []string{"analyzer", "detector", "restorer", "extender", "builder", "exporter", "creator", "rebaser"} {
+		if to, err := all.Readlink("cnb/lifecycle/" + name); err != nil || to != "lifecycle" {
+			t.Errorf("%s: %q, %v", name, to, err)
+		}
+	}
+	if diff := cmp.Diff([]spec.GroupElement{{ID: "me/mine", Version: "1.0.0"}}, buildpacksOf(root)); diff != "" {
+		t.Error(diff)
+	}
+	if again, err := p.builtin(t.Context(), ""); err != nil || !sameImage(img, again) {
+		t.Errorf("it is another the second time: %v", err)
+	}
+}
+
+func sameImage(a, b v1.Image) bool {
+	x, err1 := a.Digest()
+	y, err2 := b.Digest()
+	return err1 == nil && err2 == nil && x == y
 }
 
 func TestReadRunTOML(t *testing.T) {

@@ -61,7 +61,7 @@ type Shipped struct {
 }
 
 // payloadFormat changes with the files that are laid out around the payload.
-const payloadFormat = "4"
+const payloadFormat = "5"
 
 // digest names the payload: a builder made from another one is made again.
 func (p Payload) digest() string {
@@ -129,6 +129,8 @@ func (p Payload) builderFiles() []layer.File {
 	return append(files,
 		layer.File{Path: "/cnb/order.toml", Mode: 0o644, Body: p.Order},
 		layer.File{Path: "/cnb/run.toml", Mode: 0o644, Body: []byte("[[images]]\nimage = \"" + builtinRunImage + "\"\n")},
+		// Platform APIs before 0.12 know it by this name.
+		layer.File{Path: "/cnb/stack.toml", Mode: 0o644, Body: []byte("[run-image]\nimage = \"" + builtinRunImage + "\"\n")},
 		dirFile("/layers", baseUser), dirFile("/platform", 0), dirFile("/platform/env", 0), dirFile("/workspace", baseUser),
 	)
 }
@@ -232,8 +234,14 @@ func (p *Platform) builtinBuilder(ctx context.Context, build v1.Image) (v1.Image
 	if err != nil {
 		return nil, err
 	}
-	order, err := orderLabel(p.Payload.Order)
-	if err != nil {
+	labels := map[string]string{spec.BuilderMetadataLabel: metadata, spec.LifecycleVersionLabel: p.Payload.Version, payloadLabel: want}
+	if labels[spec.BuildpackOrderLabel], err = orderLabel(p.Payload.Order); err != nil {
+		return nil, err
+	}
+	if labels[spec.BuildpackLayersLabel], err = p.Payload.layersLabel(rest); err != nil {
+		return nil, err
+	}
+	if labels[spec.LifecycleAPIsLabel], err = spec.EncodeLabel(spec.OwnLifecycle().APIs); err != nil {
 		return nil, err
 	}
 	img, err := image.Append(build, []image.Addition{
@@ -244,9 +252,7 @@ func (p *Platform) builtinBuilder(ctx context.Context, build v1.Image) (v1.Image
 		if cf.Config.Labels == nil {
 			cf.Config.Labels = map[string]string{}
 		}
-		cf.Config.Labels[spec.BuilderMetadataLabel] = metadata
-		cf.Config.Labels[spec.BuildpackOrderLabel] = order
-		cf.Config.Labels[payloadLabel] = want
+		maps.Copy(cf.Config.Labels, labels)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("make builder %s: %w", builtinBuilder, err)
@@ -266,12 +272,14 @@ func (p *Platform) builderMetadata() (string, error) {
 	var m struct {
 		Description string      `json:"description"`
 		Buildpacks  []buildpack `json:"buildpacks"`
+		Extensions  []buildpack `json:"extensions"`
 		Stack       struct {
 			RunImage spec.RunImageEntry `json:"runImage"`
 		} `json:"stack"`
 		Images    []spec.RunImageEntry `json:"images"`
 		Lifecycle struct {
 			Version string             `json:"version"`
+			API     spec.LegacyAPIs    `json:"api"`
 			APIs    spec.LifecycleAPIs `json:"apis"`
 		} `json:"lifecycle"`
 		CreatedBy struct {
@@ -286,9 +294,38 @@ func (p *Platform) builderMetadata() (string, error) {
 	m.Stack.RunImage.Image = builtinRunImage
 	m.Images = []spec.RunImageEntry{{Image: builtinRunImage}}
 	m.Lifecycle.Version = p.Payload.Version
-	m.Lifecycle.APIs = spec.OwnLifecycle().APIs
+	m.Lifecycle.API, m.Lifecycle.APIs = spec.OwnLifecycle().API, spec.OwnLifecycle().APIs
+	m.Extensions = []buildpack{}
 	m.CreatedBy.Name, m.CreatedBy.Version = "kiln", p.Payload.Version
 	return spec.EncodeLabel(m)
+}
+
+// layersLabel is the label io.buildpacks.buildpack.layers: what each buildpack
+// is, and the layer that holds them all.
+func (p Payload) layersLabel(l v1.Layer) (string, error) {
+	diffID, err := l.DiffID()
+	if err != nil {
+		return "", err
+	}
+	type buildpack struct {
+		API      string            `json:"api"`
+		Order    []spec.OrderGroup `json:"order,omitempty"`
+		DiffID   string            `json:"layerDiffID"`
+		Homepage string            `json:"homepage,omitempty"`
+		Name     string            `json:"name,omitempty"`
+	}
+	all := map[string]map[string]buildpack{}
+	for _, s := range p.Shipped {
+		bp, err := spec.ReadBuildpack(s.Descriptor, "buildpack.toml of "+s.ID)
+		if err != nil {
+			return "", err
+		}
+		if all[s.ID] == nil {
+			all[s.ID] = map[string]buildpack{}
+		}
+		all[s.ID][s.Version] = buildpack{bp.API, bp.Order, diffID.String(), bp.Buildpack.Homepage, bp.Buildpack.Name}
+	}
+	return spec.EncodeLabel(all)
 }
 
 // orderLabel is order.toml as the label io.buildpacks.buildpack.order.

@@ -1,11 +1,13 @@
 package platform
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -174,16 +176,9 @@ func (p *Platform) addPackage(ctx context.Context, ref string, x *extras, open f
 	if err != nil {
 		return spec.GroupElement{}, fmt.Errorf("read %s: %w", ref, err)
 	}
-	var m struct {
-		ID      string `json:"id"`
-		Version string `json:"version"`
-	}
-	label := cf.Config.Labels[spec.BuildpackageLabel]
-	if label == "" {
-		return spec.GroupElement{}, fmt.Errorf("%s has no label %s", ref, spec.BuildpackageLabel)
-	}
-	if err := json.Unmarshal([]byte(label), &m); err != nil || m.ID == "" || m.Version == "" {
-		return spec.GroupElement{}, errors.Join(fmt.Errorf("%s: label %s names no buildpack", ref, spec.BuildpackageLabel), err)
+	m, said, err := describePackage(ref, cf)
+	if err != nil {
+		return m, err
 	}
 	layers, err := img.Layers()
 	if err != nil {
@@ -193,8 +188,52 @@ func (p *Platform) addPackage(ctx context.Context, ref string, x *extras, open f
 	if err != nil {
 		return spec.GroupElement{}, fmt.Errorf("unpack %s: %w", ref, err)
 	}
+	have := buildpacksOf(builderRoot{Lowers: lowers})
+	for _, bp := range append(said, m) {
+		if !slices.ContainsFunc(have, func(h spec.GroupElement) bool { return h.ID == bp.ID && h.Version == bp.Version }) {
+			return spec.GroupElement{}, fmt.Errorf("%s: its labels name %s@%s, which is not in it", ref, bp.ID, bp.Version)
+		}
+	}
 	x.Lowers = append(x.Lowers, lowers...)
-	return spec.GroupElement{ID: m.ID, Version: m.Version}, nil
+	return m, nil
+}
+
+// describePackage reads what a buildpackage says of itself: the buildpack that
+// it is for, and those that are in its layers, which must be layers of it. The
+// second label is pack's, and may be missing.
+func describePackage(ref string, cf *v1.ConfigFile) (m spec.GroupElement, inside []spec.GroupElement, err error) {
+	var entry struct {
+		ID      string `json:"id"`
+		Version string `json:"version"`
+	}
+	label := cf.Config.Labels[spec.BuildpackageLabel]
+	if label == "" {
+		return m, nil, fmt.Errorf("%s has no label %s", ref, spec.BuildpackageLabel)
+	}
+	if err := json.Unmarshal([]byte(label), &entry); err != nil || entry.ID == "" || entry.Version == "" {
+		return m, nil, errors.Join(fmt.Errorf("%s: label %s names no buildpack", ref, spec.BuildpackageLabel), err)
+	}
+	if err := cmp.Or(spec.ValidateID(entry.ID), spec.ValidatePathVersion(entry.Version)); err != nil {
+		return m, nil, fmt.Errorf("%s: label %s: %q, %q: %w", ref, spec.BuildpackageLabel, entry.ID, entry.Version, err)
+	}
+	var layers map[string]map[string]struct {
+		DiffID string `json:"layerDiffID"`
+	}
+	if label := cf.Config.Labels[spec.BuildpackLayersLabel]; label != "" {
+		if err := json.Unmarshal([]byte(label), &layers); err != nil {
+			return m, nil, fmt.Errorf("%s: label %s: %w", ref, spec.BuildpackLayersLabel, err)
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(layers)) {
+		for _, version := range slices.Sorted(maps.Keys(layers[id])) {
+			diffID := layers[id][version].DiffID
+			if !slices.ContainsFunc(cf.RootFS.DiffIDs, func(h v1.Hash) bool { return h.String() == diffID }) {
+				return m, nil, fmt.Errorf("%s: label %s says that %s@%s is in layer %q, which it does not have", ref, spec.BuildpackLayersLabel, id, version, diffID)
+			}
+			inside = append(inside, spec.GroupElement{ID: id, Version: version})
+		}
+	}
+	return spec.GroupElement{ID: entry.ID, Version: entry.Version}, inside, nil
 }
 
 // writeOrder puts the order where the detector looks first.

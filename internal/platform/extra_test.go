@@ -2,7 +2,6 @@ package platform
 
 import (
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -43,7 +42,10 @@ func TestFindBuildpacks(t *testing.T) {
 		"cnb/buildpacks/kiln":                             "the binary",
 	})}}
 	t.Chdir(filepath.Dir(dir))
-	packaged(t, p, "packages.example/me/packed:1", `{"id":"me/packed","version":"7"}`)
+	packed := packageImage(t, p, "me/packed", "7", map[string]string{"me_packed/7/buildpack.toml": descriptor("me/packed", "7")})
+	if err := p.Store.Write(t.Context(), "packages.example/me/packed:1", packed); err != nil {
+		t.Fatal(err)
+	}
 	mine := spec.GroupElement{ID: "me/mine", Version: "1.2.3"}
 	for name, want := range map[string]spec.GroupElement{
 		dir:                                     mine,
@@ -87,7 +89,6 @@ func TestFindBuildpacks(t *testing.T) {
 		"urn:cnb:builder:kiln/none":          "not in the builder",
 		t.TempDir():                          "buildpack.toml",
 		filepath.Join(dir, "buildpack.toml"): "neither a folder nor a package",
-		"urn:cnb:registry:kiln/none":         "registries",
 		filetree.New(t, map[string]string{"buildpack.toml": "[["}): "buildpack.toml",
 	} {
 		_, err := p.findBuildpacks(t.Context(), Request{Buildpacks: []string{name}}, b, t.TempDir())
@@ -129,39 +130,98 @@ func TestFindBuildpacks(t *testing.T) {
 	}
 }
 
-// packaged puts a buildpackage into the store.
-func packaged(t *testing.T, p *Platform, ref, label string) {
-	t.Helper()
-	l, err := p.Store.PutLayer(t.Context(), func(w io.Writer) error {
-		return layer.WriteFiles(w, []layer.File{dirFile("/cnb", 0), dirFile("/cnb/buildpacks", 0)})
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	img, err := image.Append(emptyImage(), []image.Addition{{Layer: l}}, func(cf *v1.ConfigFile) {
-		cf.OS, cf.Architecture = "linux", p.Arch
-		if label != "" {
-			cf.Config.Labels = map[string]string{spec.BuildpackageLabel: label}
+// Nothing is looked for in a buildpack registry, and somebody who wants that is
+// told how to do without.
+func TestRegistryNamesAreRefused(t *testing.T) {
+	conform.Covers(t, 201)
+	p := offline(t)
+	for _, name := range []string{"urn:cnb:registry:kiln/none", "urn:cnb:registry:ns/name@1.2.3"} {
+		_, err := p.findBuildpacks(t.Context(), Request{Buildpacks: []string{name}}, builderRoot{}, t.TempDir())
+		wantBadInput(t, err, name)
+		if err != nil && (!strings.Contains(err.Error(), "registries") || !strings.Contains(spec.HintOf(err), "name the image")) {
+			t.Errorf("%v (%s)", err, spec.HintOf(err))
 		}
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.Store.Write(t.Context(), ref, img); err != nil {
-		t.Fatal(err)
 	}
 }
 
+// What a package's labels say of it must be so: that of the format, and pack's.
 func TestPackagesThatAreNone(t *testing.T) {
+	conform.Covers(t, 195)
 	p := offline(t)
-	for label, say := range map[string]string{"": "has no label", "{": "names no buildpack", `{"id":"x"}`: "names no buildpack"} {
-		packaged(t, p, "packages.example/bad:1", label)
-		_, err := p.findBuildpacks(t.Context(), Request{Buildpacks: []string{"packages.example/bad:1"}}, builderRoot{}, t.TempDir())
+	one := map[string]string{"me_all/1/buildpack.toml": descriptor("me/all", "1")}
+	good := packageImage(t, p, "me/all", "1", one)
+	cf, err := good.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	diffID := cf.RootFS.DiffIDs[0].String()
+	inLayer := func(name, in string) string {
+		id, version, _ := strings.Cut(name, "@")
+		return fmt.Sprintf(`{"me/all":{"1":{"api":"0.12","layerDiffID":%q}},%q:{%q:{"layerDiffID":%q}}}`, diffID, id, version, in)
+	}
+	for _, x := range []struct{ entry, layers, say string }{
+		{`{"id":"me/all","version":"1"}`, "", ""},
+		{`{"id":"me/all","version":"1","stacks":[{"id":"*"}],"homepage":"x"}`, `{"me/all":{"1":{"layerDiffID":"` + diffID + `"}}}`, ""},
+		{"", "", "has no label"},
+		{"{", "", "names no buildpack"},
+		{`{"id":"x"}`, "", "names no buildpack"},
+		{`{"id":"x y","version":"1"}`, "", "no valid ID"},
+		{`{"id":"me/all","version":"../1"}`, "", "no valid version"},
+		{`{"id":"me/other","version":"1"}`, "", "me/other@1, which is not in it"},
+		{`{"id":"me/all","version":"2"}`, "", "me/all@2, which is not in it"},
+		{`{"id":"me/all","version":"1"}`, "[", "label " + spec.BuildpackLayersLabel},
+		{`{"id":"me/all","version":"1"}`, inLayer("me/part@2", diffID), "me/part@2, which is not in it"},
+		{`{"id":"me/all","version":"1"}`, inLayer("me/part@2", "sha256:"+strings.Repeat("0", 64)), "which it does not have"},
+		{`{"id":"me/all","version":"1"}`, inLayer("me/part@2", ""), "which it does not have"},
+	} {
+		img, err := image.Append(good, nil, func(cf *v1.ConfigFile) {
+			cf.Config.Labels = map[string]string{spec.BuildpackageLabel: x.entry, spec.BuildpackLayersLabel: x.layers}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Store.Write(t.Context(), "packages.example/bad:1", img); err != nil {
+			t.Fatal(err)
+		}
+		_, err = p.findBuildpacks(t.Context(), Request{Buildpacks: []string{"packages.example/bad:1"}}, builderRoot{}, t.TempDir())
+		if x.say == "" {
+			if err != nil {
+				t.Errorf("labels %s, %s: %v", x.entry, x.layers, err)
+			}
+			continue
+		}
 		wantBadInput(t, err, "packages.example/bad:1")
-		if err != nil && !strings.Contains(err.Error(), say) {
-			t.Errorf("label %q: %v", label, err)
+		if err != nil && !strings.Contains(err.Error(), x.say) {
+			t.Errorf("labels %s, %s: %v, want %q", x.entry, x.layers, err, x.say)
 		}
 	}
+}
+
+// Whatever a package's labels say: no panic, an error that names the package, or
+// ids that may stand in an order and layers that are the package's.
+func FuzzPackageLabels(f *testing.F) {
+	layers := v1.Hash{Algorithm: "sha256", Hex: strings.Repeat("a", 64)}
+	f.Add(`{"id":"a/b","version":"1"}`, `{"a/b":{"1":{"layerDiffID":"`+layers.String()+`"}}}`)
+	f.Add(`{"id":"a","version":"1"}`, `{"a":null,"b":{"":{}}}`)
+	f.Add(`{"id":["a"]}`, "[]")
+	f.Add("", "{")
+	f.Fuzz(func(t *testing.T, entry, inside string) {
+		m, all, err := describePackage("some/package", &v1.ConfigFile{RootFS: v1.RootFS{DiffIDs: []v1.Hash{layers}}, Config: v1.Config{
+			Labels: map[string]string{spec.BuildpackageLabel: entry, spec.BuildpackLayersLabel: inside},
+		}})
+		if err != nil {
+			if !strings.Contains(err.Error(), "some/package") {
+				t.Errorf("the error names no package: %v", err)
+			}
+			return
+		}
+		if spec.ValidateID(m.ID) != nil || spec.ValidatePathVersion(m.Version) != nil {
+			t.Errorf("%+v", m)
+		}
+		if len(all) > 0 && !strings.Contains(inside, "layerDiffID") {
+			t.Errorf("%+v of %s", all, inside)
+		}
+	})
 }
 
 func TestWriteEnv(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -649,4 +650,35 @@ func TestRebaseStops(t *testing.T) {
 	if len(results) != 2 || slices.ContainsFunc(results, func(r Rebased) bool { return r.Result != "rebased" }) {
 		t.Errorf("%+v", results)
 	}
+}
+
+// FuzzLabelChanges: whatever the lifecycle's label of an image is, compared with
+// itself nothing changes, and compared with nothing everything does.
+func FuzzLabelChanges(f *testing.F) {
+	f.Add(`{"app":[{"sha":"x"}],"runImage":{"topLayer":"y","":null},"a":{}}`)
+	f.Add("[[],1]")
+	f.Add("{")
+	with := func(t *testing.T, label string) v1.Image {
+		img, err := image.Append(emptyImage(), nil, func(cf *v1.ConfigFile) {
+			if label != "" {
+				cf.Config.Labels = map[string]string{spec.LifecycleMetadataLabel: label}
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return img
+	}
+	f.Fuzz(func(t *testing.T, label string) {
+		if !utf8.ValidString(label) {
+			return // no config has it
+		}
+		same, err := labelChanges(with(t, label), with(t, label))
+		if err != nil || len(same) > 0 {
+			t.Errorf("%q: %v, %v", label, same, err)
+		}
+		if _, err := labelChanges(with(t, ""), with(t, label)); err != nil {
+			t.Errorf("%q: %v", label, err)
+		}
+	})
 }

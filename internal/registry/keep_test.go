@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/kilnbuild/kiln/internal/image"
@@ -107,5 +109,42 @@ func TestKeepCertificates(t *testing.T) {
 		if err := os.Rename(gone, dir); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// FuzzForeignDocuments: whatever stands in a docker config names registries or
+// none, and whatever a registry answers has a media type or none.
+func FuzzForeignDocuments(f *testing.F) {
+	f.Add([]byte(`{"auths":{"https://index.docker.io/v1/":{"auth":"x"},"r.example/only/this":{}},"credHelpers":{"h":"x"}}`), "application/json; charset=utf-8")
+	f.Add([]byte(`{"auths":null,"credsStore":"x"}`), "")
+	f.Add([]byte(`{"schemaVersion":1}`), "text/plain")
+	f.Add([]byte(`{"schemaVersion":2,"manifests":[]}`), "application/octet-stream")
+	f.Add([]byte(`{"mediaType":["x"]}`), "a/b; c")
+	file := filepath.Join(f.TempDir(), "config.json")
+	f.Fuzz(func(t *testing.T, b []byte, header string) {
+		if err := os.WriteFile(file, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for _, host := range named([]string{file, file}) {
+			if !strings.Contains(string(b), "auths") {
+				t.Errorf("%q is named in %q", host, b)
+			}
+		}
+		if mt := mediaTypeOf(header, b); mt == "" && json.Valid(b) && strings.HasPrefix(strings.TrimSpace(string(b)), "{") && !strings.Contains(strings.ToLower(string(b)), "a") {
+			t.Errorf("%q with header %q has no media type", b, header)
+		}
+	})
+}
+
+// A configuration that is a pipe is waited for by nobody, and one without end is
+// not read to it.
+func TestConfigsThatAreNoFiles(t *testing.T) {
+	dir := t.TempDir()
+	pipe, device := filepath.Join(dir, "pipe"), filepath.Join(dir, "device")
+	if err := errors.Join(syscall.Mkfifo(pipe, 0o600), os.Symlink("/dev/zero", device)); err != nil {
+		t.Fatal(err)
+	}
+	if hosts := named([]string{pipe, device, dir, filepath.Join(dir, "none")}); len(hosts) > 0 {
+		t.Errorf("named are %q", hosts)
 	}
 }

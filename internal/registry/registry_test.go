@@ -27,6 +27,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/event"
 	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/image/imagetest"
+	"github.com/kilnbuild/kiln/test/conform"
 )
 
 // The tests must not use what the machine's owner is logged in to.
@@ -313,6 +314,7 @@ func TestMount(t *testing.T) {
 }
 
 func TestIndex(t *testing.T) {
+	conform.Covers(t, 199)
 	host := memory(t, nil)
 	amd, arm := imagetest.Random(t, 1), imagetest.Random(t, 2)
 	r, _ := newRegistry(t, Options{Platform: v1.Platform{OS: "linux", Architecture: "arm64"}})

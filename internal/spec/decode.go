@@ -1,9 +1,11 @@
 package spec
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
@@ -43,17 +45,60 @@ type document struct {
 	bytes []byte
 }
 
+// maxKeys bounds how many keys a document of more than manyBytes may have. The
+// decoder compares each key of a table with all before it: the 400,000 tables
+// that fit into MaxDocument take it five minutes, 50,000 a few seconds. Smaller
+// documents can hardly have as many.
+const (
+	maxKeys   = 50_000
+	manyBytes = 256 << 10
+)
+
+// tooMuch says what is too much in a document, or nothing. Keys are counted by
+// what every one has, a sign of equality or a bracket that begins a line.
+func tooMuch(b []byte) string {
+	if len(b) > MaxDocument {
+		return fmt.Sprintf("%d bytes is more than the %d that a document may have", len(b), MaxDocument)
+	}
+	if len(b) > manyBytes {
+		if n := bytes.Count(b, []byte("=")) + bytes.Count(b, []byte("\n[")); n > maxKeys {
+			return fmt.Sprintf("about %d keys are more than the %d that a document may have", n, maxKeys)
+		}
+	}
+	return ""
+}
+
 // decode reads a TOML document into v, a pointer to struct. Keys that v does
 // not know are ignored: later versions of the specification may add some.
 func decode(b []byte, name string, v any) (document, error) {
 	d := document{name, b}
-	if len(b) > MaxDocument {
-		return d, &DocumentError{File: name, Msg: fmt.Sprintf("%d bytes is more than the %d that a document may have", len(b), MaxDocument)}
+	if msg := tooMuch(b); msg != "" {
+		return d, &DocumentError{File: name, Msg: msg}
 	}
 	if err := toml.Unmarshal(b, v); err != nil {
 		return d, d.explain(err, v)
 	}
 	return d, nil
+}
+
+// Decode reads a TOML document that is kiln's own into v, a pointer to struct.
+// A key that v does not know is an error: whoever wrote it meant something.
+func Decode(b []byte, name string, v any) error {
+	d, err := decode(b, name, v)
+	if err != nil {
+		return err
+	}
+	strict := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields()
+	err = strict.Decode(reflect.New(typeOf(v)).Interface())
+	if unknown, ok := errors.AsType[*toml.StrictMissingError](err); ok && len(unknown.Errors) > 0 {
+		e := &unknown.Errors[0]
+		line, col := e.Position()
+		return &DocumentError{name, line, col, strings.Join(e.Key(), "."), "is no key of this document"}
+	}
+	if err != nil {
+		return d.explain(err, v)
+	}
+	return nil
 }
 
 // explain puts a decoder's error into the user's words. The decoder speaks of

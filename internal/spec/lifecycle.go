@@ -22,8 +22,8 @@ type APIVersions struct {
 
 // LegacyAPIs is the form from before there were several: the lowest versions.
 type LegacyAPIs struct {
-	Buildpack string `toml:"buildpack"`
-	Platform  string `toml:"platform"`
+	Buildpack string `toml:"buildpack" json:"buildpack"`
+	Platform  string `toml:"platform" json:"platform"`
 }
 
 // LifecycleInfo is the [lifecycle] table.

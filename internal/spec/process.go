@@ -183,8 +183,8 @@ func (p Process) shifted() Process {
 // and their values, strings at the top level and nothing else.
 func ReadExecD(b []byte, name string) (map[string]string, error) {
 	var tree map[string]any
-	if len(b) > MaxDocument {
-		return nil, &DocumentError{File: name, Msg: "too long"}
+	if msg := tooMuch(b); msg != "" {
+		return nil, &DocumentError{File: name, Msg: msg}
 	}
 	d := document{name, b}
 	if err := toml.Unmarshal(b, &tree); err != nil {
