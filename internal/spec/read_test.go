@@ -144,7 +144,7 @@ func TestDocumentSize(t *testing.T) {
 			t.Errorf("%s of %d bytes: %v", name, len(big), err)
 		}
 		for _, key := range []string{"[metadata.a]\n", "a=1       \n"} {
-			keys := strings.Repeat(key, maxKeys+1)
+			keys := strings.Repeat(key, maxKeys+2)
 			if _, err := read([]byte(keys), name); err == nil || !strings.Contains(err.Error(), name+": about 5000") {
 				t.Errorf("%s with as many of %q: %v", name, key, err)
 			}
