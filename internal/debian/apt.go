@@ -171,10 +171,12 @@ func foreignKey(signedBy string) bool {
 	return signedBy != "" && !strings.Contains(strings.ToLower(signedBy), "debian")
 }
 
+// Releases are the codenames that Debian has given to what is to be had.
+var Releases = []string{"bullseye", "bookworm", "trixie", "forky", "duke", "sid"}
+
 // debianSuites are the names that an entry for Debian itself can carry, before
 // -updates, -security and so on.
-var debianSuites = []string{"bullseye", "bookworm", "trixie", "forky", "duke", "sid",
-	"oldoldstable", "oldstable", "stable", "testing", "unstable"}
+var debianSuites = slices.Concat(Releases, []string{"oldoldstable", "oldstable", "stable", "testing", "unstable"})
 
 func debianSuite(s string) bool {
 	name, pocket, _ := strings.Cut(s, "-")

@@ -171,12 +171,12 @@ func look(l Look, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return json.NewEncoder(out).Encode(Found{User: user, System: systemOf(root)})
+	return json.NewEncoder(out).Encode(Found{User: user, System: SystemOf(root)})
 }
 
-// systemOf reads what a root says of itself. Whatever is wrong with that is not
+// SystemOf reads what a root says of itself. Whatever is wrong with that is not
 // there.
-func systemOf(root layer.Stack) (s System) {
+func SystemOf(root layer.Stack) (s System) {
 	apt, err := root.Lstat("etc/apt/apt.conf.d")
 	s.Apt = err == nil && apt.IsDir()
 	list, err := root.Lstat("etc/apt/sources.list")

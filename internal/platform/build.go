@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/internal/archive"
+	"github.com/kilnbuild/kiln/internal/dockerfile"
 	"github.com/kilnbuild/kiln/internal/event"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/lifecycle"
@@ -283,16 +284,18 @@ func (b *build) platformDir() (string, error) {
 	return dir, writeEnv(dir, env)
 }
 
-// hostMounts lays out what the foreign steps see of this host.
+// hostMounts lays out what the foreign steps see of this host. Where Debian's
+// packages come from is of use to builders that are Debian alone.
 func (b *build) hostMounts() ([]sandbox.Mount, error) {
 	sources, err := debianSources(b.req.Mirror, builtinSuite)
 	if err != nil && b.req.Mirror != "" {
 		return nil, err
 	}
-	if err != nil {
-		sources = nil // a builder of another distribution needs no Debian mirror
+	system := dockerfile.SystemOf(layer.Stack{Lowers: b.root.Lowers})
+	if system.Distro != "debian" {
+		sources = nil
 	}
-	return b.Host.mounts(filepath.Join(b.scratch, "host"), sources)
+	return b.Host.mounts(filepath.Join(b.scratch, "host"), sourcesOf(sources, system.Codename))
 }
 
 // setPlaces says what belongs to the places of the build container that a step

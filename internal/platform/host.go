@@ -5,6 +5,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -114,6 +115,29 @@ const (
 	aptSourcesInside = "/etc/apt/sources.list.d/kiln.sources"
 	aptConfInside    = "/etc/apt/apt.conf.d/99kiln"
 )
+
+// codename is what may be put into apt's configuration: an image says it of
+// itself.
+var codename = regexp.MustCompile(`^[a-z]{1,32}$`)
+
+// sourcesOf are the sources of one release of Debian where the given ones are
+// those of this host: an archive holds all releases. There are none of a release
+// without a name.
+func sourcesOf(sources []debian.Source, release string) (list []debian.Source) {
+	if !codename.MatchString(release) {
+		return nil
+	}
+	for _, s := range sources {
+		_, pocket, part := strings.Cut(s.Suite, "-")
+		if s.Suite = release; part {
+			s.Suite += "-" + pocket
+		}
+		if !slices.ContainsFunc(list, func(o debian.Source) bool { return o.URI == s.URI && o.Suite == s.Suite }) {
+			list = append(list, s)
+		}
+	}
+	return list
+}
 
 // aptSources writes sources in apt's deb822 form; without a keyring, apt has to
 // have been told of one.

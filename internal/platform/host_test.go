@@ -89,6 +89,54 @@ func TestHostMounts(t *testing.T) {
 	}
 }
 
+// Debian's sources of this host go to builders that are Debian alone, and as
+// those of their release; what an image says of itself is not believed to be
+// a name.
+func TestDebianSourcesOfABuilder(t *testing.T) {
+	mirror := Request{Mirror: "http://deb.example/debian"}
+	sources := func(release string) string {
+		return "Types: deb\nURIs: http://deb.example/debian\nSuites: " + release + "\nComponents: main\n\n" +
+			"Types: deb\nURIs: http://deb.example/debian-security\nSuites: " + release + "-security\nComponents: main\n\n"
+	}
+	for release, want := range map[string]string{
+		"ID=debian\nVERSION_CODENAME=bookworm\n":              sources("bookworm"),
+		"ID=debian\nVERSION_CODENAME=trixie\n":                sources("trixie"),
+		"ID=ubuntu\nID_LIKE=debian\nVERSION_CODENAME=noble\n": "",
+		"ID=alpine\nVERSION_ID=3.20\n":                        "",
+		"ID=debian\n":                                         "",
+		"ID=debian\nVERSION_CODENAME='x y'\n":                 "",
+		"":                                                    "",
+	} {
+		root := tree(t, map[string]string{"etc/os-release": release})
+		b := &build{Platform: &Platform{}, scratch: t.TempDir(), req: mirror, root: builderRoot{Lowers: []string{root}}}
+		mounts, err := b.hostMounts()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		for _, m := range mounts {
+			content, err := os.ReadFile(m.Source)
+			if err != nil || m.Target != aptSourcesInside {
+				t.Fatalf("%+v: %v", m, err)
+			}
+			got += string(content)
+		}
+		if got != want {
+			t.Errorf("a builder with %q has the sources\n%s\nwant\n%s", release, got, want)
+		}
+	}
+}
+
+func TestSourcesOf(t *testing.T) {
+	got := sourcesOf([]debian.Source{
+		{URI: "a", Suite: "stable"}, {URI: "a", Suite: "trixie"}, {URI: "b", Suite: "trixie-security", Proxy: "p"}, {URI: "a", Suite: "trixie-updates"},
+	}, "bookworm")
+	want := []debian.Source{{URI: "a", Suite: "bookworm"}, {URI: "b", Suite: "bookworm-security", Proxy: "p"}, {URI: "a", Suite: "bookworm-updates"}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestUserEnv(t *testing.T) {
 	if env := (HostFacts{}).userEnv(); len(env) != 0 {
 		t.Errorf("without a bundle: %v", env)

@@ -1,10 +1,12 @@
 package platform
 
 import (
+	"cmp"
 	"fmt"
 	"path/filepath"
 	"slices"
 
+	"github.com/kilnbuild/kiln/internal/debian"
 	"github.com/kilnbuild/kiln/internal/dockerfile"
 	"github.com/kilnbuild/kiln/internal/sandbox"
 )
@@ -15,11 +17,10 @@ import (
 type rootFacts struct {
 	all []sandbox.Mount
 	apt []sandbox.Mount // where there is apt
-	// sources is where packages of these releases of Debian come from, for images
-	// that kiln made and others that do not say so themselves.
-	sources   []sandbox.Mount
-	codenames []string
-	env       []string
+	// sources is where packages of a release of Debian come from, for images that
+	// kiln made and others that do not say so themselves.
+	sources map[string][]sandbox.Mount
+	env     []string
 }
 
 // caForRoot is where they find the CA bundle: the image's own is theirs.
@@ -36,7 +37,7 @@ func (b *build) rootFacts() (f rootFacts, err error) {
 		return f, err
 	}
 	dir := filepath.Join(b.scratch, "host-root")
-	all, apt, list := laidOut{dir: dir}, laidOut{dir: dir}, laidOut{dir: dir}
+	all, apt := laidOut{dir: dir}, laidOut{dir: dir}
 	all.network(b.Host)
 	conf := aptProxies(sources)
 	if all.copy("ca-certificates.crt", b.Host.CABundle, caForRoot) {
@@ -46,15 +47,15 @@ func (b *build) rootFacts() (f rootFacts, err error) {
 		}
 	}
 	apt.file("apt.conf", aptConfInside, conf)
-	list.file("kiln.sources", aptSourcesInside, aptSources(sources, debianKeyring))
-	for _, s := range sources {
-		f.codenames = append(f.codenames, s.Suite)
+	f.sources = map[string][]sandbox.Mount{}
+	for _, release := range debian.Releases {
+		list := laidOut{dir: dir}
+		list.file(release+".sources", aptSourcesInside, aptSources(sourcesOf(sources, release), debianKeyring))
+		f.sources[release], all.err = list.mounts, cmp.Or(all.err, list.err)
 	}
-	f.all, f.apt, f.sources = all.mounts, apt.mounts, list.mounts
-	for _, l := range []laidOut{all, apt, list} {
-		if l.err != nil {
-			return f, l.err
-		}
+	f.all, f.apt = all.mounts, apt.mounts
+	if err := cmp.Or(all.err, apt.err); err != nil {
+		return f, err
 	}
 	return f, nil
 }
@@ -65,8 +66,8 @@ func (f rootFacts) mounts(s dockerfile.System) []sandbox.Mount {
 	if s.Apt {
 		mounts = append(mounts, f.apt...)
 	}
-	if s.Apt && !s.AptSources && s.Distro == "debian" && slices.Contains(f.codenames, s.Codename) {
-		mounts = append(mounts, f.sources...)
+	if s.Apt && !s.AptSources && s.Distro == "debian" {
+		mounts = append(mounts, f.sources[s.Codename]...)
 	}
 	return mounts
 }
