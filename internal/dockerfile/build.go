@@ -272,6 +272,9 @@ func (s *stage) from(ctx context.Context, i int) error {
 	if name == "" {
 		return errors.New("no image is named")
 	}
+	if err := s.checkPlatform(); err != nil {
+		return err
+	}
 	if j, ok := s.f.stage(name, i); ok {
 		below, err := s.stage(ctx, j)
 		if err != nil {
@@ -292,8 +295,26 @@ func (s *stage) from(ctx context.Context, i int) error {
 		return err
 	}
 	s.config = newConfig(cf)
+	if name == scratchImage {
+		s.config.WorkingDir = "/"
+	}
 	s.layers, err = s.base.Layers()
 	return err
+}
+
+// checkPlatform refuses a stage for another platform than the one that is built
+// for: its programs do not run here.
+func (s *stage) checkPlatform() error {
+	said, err := s.f.expander(s.global)(s.Platform)
+	if said == "" || err != nil {
+		return err
+	}
+	os, rest, _ := strings.Cut(said, "/")
+	arch, _, _ := strings.Cut(rest, "/")
+	if !strings.EqualFold(os, s.o.Platform.OS) || arch != "" && arch != s.o.Platform.Architecture {
+		return fmt.Errorf("--platform=%s: this is built for and on %s/%s", said, s.o.Platform.OS, s.o.Platform.Architecture)
+	}
+	return nil
 }
 
 // triggers carries out what the image below asks for with ONBUILD.
@@ -360,6 +381,10 @@ func (s *stage) carryOut(ctx context.Context, c instructions.Command, text strin
 	case *instructions.ExposeCommand:
 		if err := s.expandPorts(c); err != nil {
 			return err
+		}
+	case *instructions.HealthCheckCommand:
+		if c.Health.StartInterval > 0 {
+			s.say(event.Warn, "HEALTHCHECK --start-interval is left out: OCI image configs as they are written here have no place for it")
 		}
 	}
 	createdBy, known, err := s.config.apply(c)

@@ -130,6 +130,12 @@ var instructionCases = map[string]instructionCase{
 			"RUN --mount=type=cache,id=/var/cache/x,target=/c cat /c/f > /got\nRUN --mount=type=cache,target=/new,mode=0750,uid=1000,gid=1001 busybox stat -L -c %a /new >> /got"},
 		files: []string{"got 0 0644 0:0 1\n750\n"},
 	},
+	"RUN --mount=type=bind,rw is written in vain": {
+		order: order{dockerfile: "FROM base\nRUN --mount=type=bind,target=/c,rw echo changed > /c/f && cat /c/f > /got\nRUN --mount=type=bind,target=/c cat /c/f >> /got; echo x > /c/f || echo refused >> /got",
+			context: map[string]string{"f": "F\n"}},
+		files:      []string{"got 0 0644 0:0 changed\nF\nrefused\n"},
+		notInPlace: true, // what is read-only there is a copy
+	},
 	"RUN --network=none": {
 		order:      order{dockerfile: "FROM base\nRUN --network=none ls /sys/class/net > /dev/null 2>&1; cat /proc/net/dev | busybox wc -l > /n"},
 		files:      []string{"n 0 0644 0:0 3\n"},
@@ -160,6 +166,14 @@ var instructionCases = map[string]instructionCase{
 		files: []string{"all/ 5 0755 0:0", "all/d/ 5 0755 0:0", "all/d/empty/ 5 0755 0:0", "all/d/l 2 0777 0:0 -> x", "all/d/x 0 0644 0:0 X",
 			"new/ 5 0755 0:0", "new/empty/ 5 0755 0:0", "new/l 2 0777 0:0 -> x", "new/x 0 0644 0:0 X",
 			"srv/ 5 0755 0:0", "srv/empty/ 5 0755 0:0", "srv/l 2 0777 0:0 -> x", "srv/x 0 0644 0:0 X"},
+	},
+	".dockerignore with exceptions": {
+		order: order{dockerfile: "FROM base\nCOPY . /all/\nCOPY vendor /v/\nRUN --mount=type=bind,target=/c cd /c; busybox find . -type f | busybox sort > /seen",
+			context: map[string]string{".dockerignore": "# comment\n\n**/*.log\n!keep.log\n/vendor\n!vendor/ours\nvendor/ours/no?\nsub/**/deep\n Dockerfile* \n.dockerignore\n",
+				"a.log": "", "keep.log": "K", "x/keep.log": "", "x/b.log": "", "x/c": "C", "vendor/theirs/f": "", "vendor/ours/f": "O", "vendor/ours/not": "", "sub/1/2/deep/f": "", "sub/deep": "", "sub/s": "S", "Dockerfile.dev": ""}},
+		files: []string{"all/ 5 0755 0:0", "all/keep.log 0 0644 0:0 K", "all/sub/ 5 0755 0:0", "all/sub/1/ 5 0755 0:0", "all/sub/1/2/ 5 0755 0:0", "all/sub/s 0 0644 0:0 S",
+			"all/vendor/ 5 0755 0:0", "all/vendor/ours/ 5 0755 0:0", "all/vendor/ours/f 0 0644 0:0 O", "all/x/ 5 0755 0:0", "all/x/c 0 0644 0:0 C",
+			"seen 0 0644 0:0 ./keep.log\n./sub/s\n./vendor/ours/f\n./x/c\n", "v/ 5 0755 0:0", "v/ours/ 5 0755 0:0", "v/ours/f 0 0644 0:0 O"},
 	},
 	"COPY with wildcards, exclusions and several sources": {
 		order: order{dockerfile: "FROM base\nCOPY *.go nothing* d?/[ab] /out/\nCOPY --exclude=*.md --exclude=deep . /rest/\nCOPY nothing* /none\nCOPY a[*]b /star/",

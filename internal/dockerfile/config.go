@@ -21,9 +21,18 @@ type config struct {
 	cmdSet bool // CMD stood in this stage: then ENTRYPOINT leaves it
 }
 
+// newConfig begins as the config of the image below. PATH is always set, as
+// docker has it, so that an instruction can add to it.
 func newConfig(c *v1.ConfigFile) config {
-	return config{Config: *c.Config.DeepCopy(), author: c.Author}
+	config := config{Config: *c.Config.DeepCopy(), author: c.Author}
+	if _, ok := lookup(config.Env, "PATH"); !ok {
+		config.Env = append(config.Env, "PATH="+defaultPath)
+	}
+	return config
 }
+
+// defaultPath is the PATH of an image that sets none.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // clone shares nothing with c.
 func (c config) clone() config {

@@ -63,6 +63,13 @@ func TestErrors(t *testing.T) {
 		"ONBUILD that is broken":     {"FROM onbuild\nRUN true", "ONBUILD of onbuild"},
 		"WORKDIR on a file":          {"FROM base\nWORKDIR /etc/passwd", "/etc/passwd: is there and is no directory"},
 		"URL that cannot be reached": {"FROM base\nADD http://127.0.0.1:1/x /x", "http://127.0.0.1:1/x: "},
+		"volume without a path":      {"FROM base\nVOLUME [\"\"]", `Dockerfile:2: VOLUME specified can not be an empty string`},
+		"a secret of no name":        {"FROM base\nRUN --mount=type=secret true", "invalid secret mount. one of source, target required"},
+		"another platform":           {"FROM --platform=linux/s390x base", "Dockerfile:1: FROM base: --platform=linux/s390x: this is built for and on linux/amd64"},
+		"another system":             {"ARG os=windows\nFROM --platform=$os base", "--platform=windows: this is built for"},
+		"a check that is none":       {"# check=skip\nFROM base", `Dockerfile:1: # check=skip: invalid check option "skip"`},
+		"a check that fails":         {"# check=error=true\nFROM base as x\nMAINTAINER me", "Dockerfile:2: 'as' and 'FROM' keywords' casing do not match; Dockerfile:3: Maintainer"},
+		"a tmpfs that is full":       {"FROM base\nRUN --mount=type=tmpfs,target=/t,size=64k busybox dd if=/dev/zero of=/t/f bs=1k count=128", "exit status 1"},
 		"heredoc without shell":      {"FROM base\nRUN [\"a\"] <<E\nE", "Dockerfile:2"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -142,6 +149,8 @@ func TestFromScratch(t *testing.T) {
 		t.Fatal(err)
 	}
 	want(t, "platform", cf.OS+"/"+cf.Architecture, "linux/amd64")
+	want(t, "working directory", cf.Config.WorkingDir, "/")
+	want(t, "environment", cf.Config.Env, []string{"PATH=" + defaultPath})
 	want(t, "triggers", cf.Config.OnBuild, []string{"ENV X=$Y", "COPY f /triggered", `RUN ["/none"]`})
 
 	o = order{base: img, context: map[string]string{"f": "child's"}, dockerfile: "FROM base\nENV after=1"}
@@ -159,7 +168,7 @@ func TestFromScratch(t *testing.T) {
 	if cf, err = child.ConfigFile(); err != nil {
 		t.Fatal(err)
 	}
-	want(t, "env of the child", cf.Config.Env, []string{"X=", "after=1"})
+	want(t, "env of the child", cf.Config.Env, []string{"PATH=" + defaultPath, "X=", "after=1"})
 	want(t, "triggers of the child", len(cf.Config.OnBuild), 0)
 }
 

@@ -67,9 +67,12 @@ type Mount struct {
 	// named "." (a directory, whose content follows) or anything else (a file).
 	Files func(ctx context.Context, w io.Writer) error
 	// Cache is the id of a directory that stays from one build to the next. It
-	// begins as what Files writes, if that is there too, else empty.
-	Cache string
-	Tmpfs bool
+	// begins as what Files writes, if that is there too, else empty. Sharing says
+	// who may use it meanwhile: others too ("shared" or ""), others only after this
+	// program ("locked"), or others one of their own ("private").
+	Cache, Sharing string
+	Tmpfs          bool
+	Size           int64 // of a Tmpfs at most, in bytes; 0 is half of the memory
 	// ReadOnly keeps the program from writing there. What it writes elsewhere
 	// than to a cache is gone with it in any case.
 	ReadOnly bool

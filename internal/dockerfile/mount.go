@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"golang.org/x/sys/unix"
 
 	"github.com/kilnbuild/kiln/internal/flock"
@@ -113,7 +114,7 @@ func (m *Overlay) mount(ctx context.Context, what Mount) (mount sandbox.Mount, u
 	case what.Files != nil:
 		mount.Source, undo, err = m.copied(ctx, what.Files)
 	default:
-		mount.Tmpfs, mount.NoFollow = true, false
+		mount.Tmpfs, mount.Size, mount.NoFollow = true, what.Size, false
 	}
 	return mount, undo, err
 }
@@ -153,27 +154,58 @@ func (m *Overlay) cache(ctx context.Context, what Mount) (source string, undo fu
 		return "", nil, err
 	}
 	sum := sha256.Sum256([]byte(m.Kind() + "\x00" + what.Cache))
-	dir := filepath.Join(m.Caches, hex.EncodeToString(sum[:]))
-	lock, err := flock.Take(ctx, dir+".lock", os.O_RDWR|os.O_CREATE, unix.LOCK_EX)
+	dir, lock, err := takeCache(ctx, filepath.Join(m.Caches, hex.EncodeToString(sum[:])), what.Sharing)
 	if err != nil {
 		return "", nil, err
 	}
 	undo = func() error { lock.Unlock(); return nil }
-	if fi, err := os.Lstat(dir); err == nil && fi.IsDir() {
-		return dir, undo, nil
-	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", nil, errors.Join(err, undo())
-	}
-	if what.Files == nil {
-		what.Files = emptyDirectory(0o755, layer.Owner{})
-	}
-	// The copy is in the scratch: a rename makes it the cache as a whole.
-	made, _, err := m.copied(ctx, what.Files)
+	made, err := flock.Take(ctx, dir+".make", os.O_RDWR|os.O_CREATE, unix.LOCK_EX)
 	if err == nil {
-		err = os.Rename(made, dir)
+		defer made.Unlock()
+		err = m.makeCache(ctx, dir, what.Files)
 	}
 	if err != nil {
 		return "", nil, errors.Join(fmt.Errorf("make cache %s: %w", what.Cache, err), undo())
 	}
 	return dir, undo, nil
+}
+
+// takeCache takes a cache as its sharing says: one that somebody else has alone
+// is waited for, or the next one is taken that nobody has.
+func takeCache(ctx context.Context, dir, sharing string) (string, *flock.Lock, error) {
+	const flags = os.O_RDWR | os.O_CREATE
+	switch instructions.ShareMode(sharing) {
+	case instructions.MountSharingLocked:
+		lock, err := flock.Take(ctx, dir+".lock", flags, unix.LOCK_EX)
+		return dir, lock, err
+	case instructions.MountSharingPrivate:
+		for i, own := 1, dir; ; i, own = i+1, fmt.Sprintf("%s-%d", dir, i) {
+			lock, err := flock.Try(own+".lock", flags, unix.LOCK_EX)
+			if !errors.Is(err, flock.ErrHeld) {
+				return own, lock, err
+			}
+		}
+	}
+	lock, err := flock.Take(ctx, dir+".lock", flags, unix.LOCK_SH)
+	return dir, lock, err
+}
+
+// makeCache makes a cache as a whole, unless it is there.
+func (m *Overlay) makeCache(ctx context.Context, dir string, files func(context.Context, io.Writer) error) error {
+	fi, err := os.Lstat(dir)
+	if err == nil && fi.IsDir() {
+		return nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if files == nil {
+		files = emptyDirectory(0o755, layer.Owner{})
+	}
+	// The copy is in the scratch: a rename makes it the cache.
+	made, _, err := m.copied(ctx, files)
+	if err != nil {
+		return err
+	}
+	return os.Rename(made, dir)
 }

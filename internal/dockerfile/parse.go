@@ -49,7 +49,8 @@ func (i Instruction) Text() string { return strings.TrimSpace(i.node.Original) }
 
 // Parse reads a Dockerfile. An error names the file and the line. The syntax
 // directive is of no account: the language is the one of docker/dockerfile:1
-// as far as Build knows it.
+// as far as Build knows it. The check directive says which warnings there are,
+// and whether they are errors.
 func Parse(b []byte, name string) (File, error) {
 	c := checker{name: name}
 	if len(b) > MaxSize {
@@ -63,9 +64,14 @@ func Parse(b []byte, name string) (File, error) {
 		return File{}, c.syntax(err)
 	}
 	f := File{Name: name, escape: parsed.EscapeToken}
-	warn := linter.New(&linter.Config{Warn: func(_, _, _, text string, location []parser.Range) {
+	config, err := c.checks(b)
+	if err != nil {
+		return File{}, err
+	}
+	config.Warn = func(_, _, _, text string, location []parser.Range) {
 		f.Warnings = append(f.Warnings, fmt.Sprintf("%s:%d: %s", name, lineOf(location), text))
-	}})
+	}
+	warn := linter.New(config)
 	for _, w := range parsed.Warnings {
 		f.Warnings = append(f.Warnings, fmt.Sprintf("%s:%d: %s", name, w.Location.Start.Line, w.Short))
 	}
@@ -77,7 +83,20 @@ func Parse(b []byte, name string) (File, error) {
 	if len(f.Stages) == 0 {
 		return File{}, fmt.Errorf("%s: no FROM instruction", name)
 	}
+	if warn.Error() != nil {
+		return File{}, fmt.Errorf("%s (# check=error=true makes it an error)", strings.Join(f.Warnings, "; "))
+	}
 	return f, nil
+}
+
+// checks is what the check directive says.
+func (c *checker) checks(b []byte) (*linter.Config, error) {
+	value, _, location, _ := parser.ParseDirective("check", b)
+	config, err := linter.ParseLintOptions(value)
+	if err != nil {
+		return nil, c.fault(lineOf(location), "# check=%s: %v", value, err)
+	}
+	return config, nil
 }
 
 // add takes in one instruction.

@@ -32,6 +32,18 @@ func TestParse(t *testing.T) {
 	want(t, "images", images, []string{"debian:12"})
 }
 
+func TestChecks(t *testing.T) {
+	const text = "FROM a as x\nMAINTAINER me\n"
+	for directive, warnings := range map[string]int{
+		"": 2, "# check=skip=all\n": 0, "# syntax=docker/dockerfile:1\n# check=skip=FromAsCasing\n": 1, "# check=skip=FromAsCasing,MaintainerDeprecated;error=true\n": 0,
+	} {
+		f, err := Parse([]byte(directive+text), "D")
+		if err != nil || len(f.Warnings) != warnings {
+			t.Errorf("%q: %q, %v; want %d warnings", directive, f.Warnings, err, warnings)
+		}
+	}
+}
+
 func TestImages(t *testing.T) {
 	f, err := Parse([]byte("ARG base=a:1\nFROM $base AS one\nFROM scratch AS two\nCOPY --from=one x y\nCOPY --from=0 x y\nCOPY --from=three x y\nRUN --mount=type=bind,from=four,target=/x y\nRUN --mount=type=cache,from=two,target=/x y\n"+
 		"FROM one\nFROM five/${TARGETARCH}"), "D")

@@ -17,6 +17,7 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/event"
 	"github.com/kilnbuild/kiln/internal/layer"
+	"github.com/kilnbuild/kiln/internal/spec"
 )
 
 // runKey is all that the result of a RUN depends on, besides the files.
@@ -105,9 +106,6 @@ func withHeredocs(line string, docs []instructions.ShellInlineFile) string {
 	return b.String()
 }
 
-// defaultPath is the PATH of a program where nothing sets one.
-const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
 // runEnv is the environment of programs, but for what is of this host or of
 // the user that they run as.
 func (s *stage) runEnv() []string {
@@ -116,9 +114,6 @@ func (s *stage) runEnv() []string {
 		if _, set := lookup(s.config.Env, a.name); !set && a.value != nil {
 			env = setenv(env, a.name, *a.value)
 		}
-	}
-	if _, set := lookup(env, "PATH"); !set {
-		env = setenv(env, "PATH", defaultPath)
 	}
 	return env
 }
@@ -170,7 +165,7 @@ func (s *stage) runMount(ctx context.Context, m *instructions.Mount) (mount *Mou
 	key = fmt.Sprintf("%s %q ro=%v", m.Type, target, m.ReadOnly)
 	switch m.Type {
 	case instructions.MountTypeTmpfs:
-		return &Mount{Target: target, Tmpfs: true}, nil, key, nil
+		return &Mount{Target: target, Tmpfs: true, Size: m.SizeLimit}, nil, key, nil
 	case instructions.MountTypeSecret:
 		return s.secretMount(m, target)
 	case instructions.MountTypeCache:
@@ -179,7 +174,7 @@ func (s *stage) runMount(ctx context.Context, m *instructions.Mount) (mount *Mou
 		files, digest, err := s.mounted(ctx, m)
 		return &Mount{Target: target, Files: files, ReadOnly: m.ReadOnly}, nil, key + " " + digest, err
 	}
-	return nil, nil, "", errors.New("is not supported")
+	return nil, nil, "", spec.WithHint(errors.New("is not supported: no agent's keys are to be had in a build"), "give a key of its own with --mount=type=secret")
 }
 
 // mounted is a copy of what a mount names: a file or directory of the context,
@@ -198,7 +193,7 @@ func (s *stage) mounted(ctx context.Context, m *instructions.Mount) (files func(
 }
 
 func (s *stage) cacheMount(ctx context.Context, m *instructions.Mount, target, key string) (*Mount, []string, string, error) {
-	mount := &Mount{Target: target, Cache: cmp.Or(m.CacheID, path.Clean(target)), ReadOnly: m.ReadOnly}
+	mount := &Mount{Target: target, Cache: cmp.Or(m.CacheID, path.Clean(target)), Sharing: string(m.CacheSharing), ReadOnly: m.ReadOnly}
 	key += " " + mount.Cache
 	if m.From != "" {
 		files, digest, err := s.mounted(ctx, m)
@@ -239,7 +234,7 @@ func (s *stage) secretMount(m *instructions.Mount, target string) (*Mount, []str
 	key := fmt.Sprintf("secret %q target=%q env=%q", id, target, name)
 	secret, ok := s.o.Secrets[id]
 	if !ok && m.Required {
-		return nil, nil, "", fmt.Errorf("the secret %s is required, and was not given", id)
+		return nil, nil, "", spec.WithHint(fmt.Errorf("the secret %s is required, and was not given", id), "give it, or leave required out of the mount")
 	}
 	if !ok {
 		return nil, nil, key, nil

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -149,7 +150,11 @@ func (w *world) source(m Mount) (int, error) {
 	case m.Overlay != nil:
 		return overlay(*m.Overlay, m.ReadOnly, w.req.Quirks)
 	case m.Tmpfs:
-		return newFS("tmpfs", attrs, option{"mode", "1777"})
+		options := []option{{"mode", "1777"}}
+		if m.Size > 0 {
+			options = append(options, option{"size", strconv.FormatInt(m.Size, 10)})
+		}
+		return newFS("tmpfs", attrs, options...)
 	}
 	how := &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC}
 	if m.NoFollow {

@@ -80,6 +80,7 @@ type Mount struct {
 	Source   string   // a file or directory of the host, with everything mounted below it
 	Overlay  *Overlay // a merged directory
 	Tmpfs    bool     // an empty directory in memory, mode 1777
+	Size     int64    // what fits into a Tmpfs, in bytes; 0 is half of the memory
 	ReadOnly bool     // recursively
 	Optional bool     // a missing Source is no error
 	NoFollow bool     // refuse symbolic links in Source: for places where foreign code may have written
