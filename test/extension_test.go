@@ -17,6 +17,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/spec"
+	"github.com/kilnbuild/kiln/test/conform"
 	"github.com/kilnbuild/kiln/test/filetree"
 )
 
@@ -118,6 +119,49 @@ func TestExtensionChoosesRunImage(t *testing.T) {
 		r := kiln(t, append(args, "--builder", extended(t, builder, tt.generate+"\n"))...)
 		if r.code != tt.code || !strings.Contains(r.err, tt.want) {
 			t.Errorf("%s: exit code %d, want %d and %q\n%s%s", tt.generate, r.code, tt.code, tt.want, r.out, r.err)
+		}
+	}
+}
+
+// TestRebaseExtended: what an extension has added to the run image stays in a
+// rebase, which is refused unless the extension has said that it may.
+func TestRebaseExtended(t *testing.T) {
+	conform.Covers(t, 98, 149, 173)
+	builder, run := tiny(t)
+	source := filetree.New(t, map[string]string{"f": "x"})
+	dir, tag, _ := strings.Cut(strings.TrimPrefix(run, "oci:"), ":")
+	layout := archive.Layout{Dir: dir}
+	open := func(tag string) v1.Image {
+		img, err := layout.Image(t.Context(), tag)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return img
+	}
+	with(t, run, map[string]string{"/etc/newer": "newer"})
+	before, newer := open(tag), open(tag+"-more")
+	for label, rebasable := range map[string]bool{"": false, "LABEL io.buildpacks.rebasable=false\\n": false, "LABEL io.buildpacks.rebasable=true\\n": true} {
+		const name = "extended-rebase"
+		put := func(img v1.Image) {
+			if err := layout.Write(t.Context(), tag, img); err != nil {
+				t.Fatal(err)
+			}
+		}
+		put(before)
+		must(t, "build", name, "--path", source, "--run-image", run, "--builder", extended(t, builder,
+			"printf 'ARG base_image\\nFROM ${base_image}\\nUSER root\\nRUN echo extension > /etc/extension\\n"+label+"USER 1000:1000\\n' > $CNB_OUTPUT_DIR/run.Dockerfile\n"))
+		put(newer)
+		r := kiln(t, "rebase", name, "--run-image", run)
+		if !rebasable {
+			if r.code == 0 || !strings.Contains(r.out+r.err, "the app image has the label io.buildpacks.rebasable=false") {
+				t.Errorf("%q: exit code %d\n%s%s", label, r.code, r.out, r.err)
+			}
+			must(t, "rebase", name, "--run-image", run, "--force")
+		} else if r.code != 0 {
+			t.Errorf("%q: exit code %d\n%s%s", label, r.code, r.out, r.err)
+		}
+		if said := must(t, "run", name, "--", "sh", "-c", "for f in newer extension; do read -r x < /etc/$f || :; echo $x; done"); said != "newer\nextension" {
+			t.Errorf("%q: the rebased image has %q", label, said)
 		}
 	}
 }

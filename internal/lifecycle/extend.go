@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,6 +18,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/event"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/phase"
+	"github.com/kilnbuild/kiln/internal/sandbox"
 	"github.com/kilnbuild/kiln/internal/spec"
 )
 
@@ -54,11 +56,16 @@ func (h Host) extend(ctx context.Context, in inputs, environ []string) error {
 	if err != nil {
 		return err
 	}
+	if kind == dockerfile.Build {
+		if err := h.mayLeaveRoot(in); err != nil {
+			return err
+		}
+	}
 	img := v1.Image(nil)
 	if reference == "" {
 		h.Events.Emit(event.Message{Level: event.Info, Text: fmt.Sprintf("the %s image is not to be extended", kind)})
 	} else if img, err = h.extended(ctx, in, kind, reference, environ); err != nil {
-		return err
+		return h.explained(err)
 	}
 	switch {
 	case kind == dockerfile.Run:
@@ -284,6 +291,54 @@ func withVariable(environ []string, kv string) []string {
 	name, _, _ := strings.Cut(kv, "=")
 	environ = slices.DeleteFunc(slices.Clone(environ), func(old string) bool { return strings.HasPrefix(old, name+"=") })
 	return append(environ, kv)
+}
+
+// explained says of what failed in a container without some capabilities which
+// those are: programs only say that something is not permitted, if they do.
+func (h Host) explained(err error) error {
+	if h.Extender != nil || os.Geteuid() != 0 {
+		return err
+	}
+	lacking := sandbox.Lacking()
+	var exit *sandbox.ExitError
+	if len(lacking) == 0 || !errors.As(err, &exit) && !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	return spec.WithHint(err, "root in this container has not the capabilities %s, and to change an image may take them: start it with %s, or extend the image with kiln build, which needs none",
+		strings.Join(lacking, ", "), sandbox.CapAdd(lacking))
+}
+
+// mayLeaveRoot finds out whether leaveRoot will do, before minutes are spent on
+// Dockerfiles.
+func (h Host) mayLeaveRoot(in inputs) error {
+	if h.Extender != nil || !h.Own || os.Geteuid() != 0 || in.uid <= 0 || in.gid < 0 {
+		return nil
+	}
+	if lacking := sandbox.Lacking("SETGID", "SETUID"); len(lacking) > 0 {
+		err := fmt.Errorf("root in this container cannot become the build user %d:%d: it has not the capabilities %s", in.uid, in.gid, strings.Join(lacking, ", "))
+		return spec.WithHint(err, "start the container with %s, or extend the image with kiln build, which needs none", sandbox.CapAdd(lacking))
+	}
+	if !idMapped("/proc/self/uid_map", in.uid) || !idMapped("/proc/self/gid_map", in.gid) {
+		err := fmt.Errorf("this container has no user %d:%d, which is the build user's", in.uid, in.gid)
+		return spec.WithHint(err, "give who starts the container sub-ids in /etc/subuid and /etc/subgid, or extend the image with kiln build, which needs none")
+	}
+	return nil
+}
+
+// idMapped says whether an id is one of this user namespace's. A file that cannot
+// be read forbids nothing.
+func idMapped(file string, id int) bool {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return true
+	}
+	for line := range strings.Lines(string(b)) {
+		var inside, outside, size int
+		if n, _ := fmt.Sscan(line, &inside, &outside, &size); n == 3 && id >= inside && id-inside < size {
+			return true
+		}
+	}
+	return false
 }
 
 // leaveRoot makes this process, and <layers>, the build user's for good.

@@ -180,6 +180,28 @@ func TestExtenderInPlaceNeedsRoot(t *testing.T) {
 	}
 }
 
+func TestIDMapped(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "map")
+	for text, want := range map[string]map[int]bool{
+		"         0          0 4294967295\n": {0: true, 1000: true},
+		"         0       1000          1\n": {0: true, 1: false, 1000: false},
+		"0 1000 1\n1 100000 999\n5000 0 2\n": {999: true, 1000: false, 4999: false, 5001: true, 5002: false},
+		"":                                   {0: false},
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for id, want := range want {
+			if got := idMapped(file, id); got != want {
+				t.Errorf("%d in %q: %t", id, text, got)
+			}
+		}
+	}
+	if !idMapped(file+"-none", 7) {
+		t.Error("a map that is not there forbids something")
+	}
+}
+
 func TestWithVariable(t *testing.T) {
 	got := withVariable([]string{"A=1", "AB=2", "A=3"}, "A=4=5")
 	if want := "AB=2 A=4=5"; strings.Join(got, " ") != want {
