@@ -107,7 +107,7 @@ func TestDebianSourcesOfABuilder(t *testing.T) {
 		"ID=debian\nVERSION_CODENAME='x y'\n":                 "",
 		"":                                                    "",
 	} {
-		root := tree(t, map[string]string{"etc/os-release": release})
+		root := filetree.New(t, map[string]string{"etc/os-release": release})
 		b := &build{Platform: &Platform{}, scratch: t.TempDir(), req: mirror, root: builderRoot{Lowers: []string{root}}}
 		mounts, err := b.hostMounts()
 		if err != nil {
