@@ -21,8 +21,9 @@ type Addition struct {
 
 // Append derives an image: base with layers on top and its config passed
 // through config (nil: unchanged). No layer is read: only digests, sizes and
-// diffIDs are asked for. The result is always an OCI image, whatever base was:
-// media types change, bytes and digests of layers do not.
+// diffIDs are asked for. The result is of base's kind, Docker's or OCI's, and
+// media types of layers are renamed to fit; bytes and digests do not change. It
+// is an OCI image where base has no layers, or where Docker has no name for one.
 //
 // The config handed to the function is a copy that already carries the new
 // diffIDs and history; the function may rewrite anything but rootfs. A base
@@ -32,6 +33,13 @@ func Append(base v1.Image, layers []Addition, config func(*v1.ConfigFile)) (v1.I
 	manifest, cfg, baseLayers, err := parts(base)
 	if err != nil {
 		return nil, fmt.Errorf("append to image: %w", err)
+	}
+	kind, err := base.MediaType()
+	if err != nil {
+		return nil, fmt.Errorf("append to image: manifest: %w", err)
+	}
+	if len(baseLayers) == 0 || !isDocker(kind) {
+		kind = types.OCIManifestSchema1
 	}
 	all := baseLayers
 	history := slices.Clone(cfg.History)
@@ -60,7 +68,7 @@ func Append(base v1.Image, layers []Addition, config func(*v1.ConfigFile)) (v1.I
 	if !historyFits(cfg) {
 		return nil, fmt.Errorf("append to image: config function left %d history entries with a layer for %d layers", filled(cfg.History), len(diffIDs))
 	}
-	return assemble(manifest, cfg, all)
+	return assemble(manifestType(kind, manifest.Layers), manifest, cfg, all)
 }
 
 // parts takes copies of what base is made of and checks that they agree.
@@ -119,20 +127,13 @@ func filled(history []v1.History) int {
 	return n
 }
 
-// ociTypes maps Docker's media types to the OCI names of the same bytes.
-var ociTypes = map[types.MediaType]types.MediaType{
-	types.DockerLayer:             types.OCILayer,
-	types.DockerUncompressedLayer: types.OCIUncompressedLayer,
-	types.DockerForeignLayer:      types.OCIRestrictedLayer,
-}
-
-func assemble(m *v1.Manifest, cf *v1.ConfigFile, layers []v1.Layer) (v1.Image, error) {
+func assemble(kind types.MediaType, m *v1.Manifest, cf *v1.ConfigFile, layers []v1.Layer) (v1.Image, error) {
 	rawConfig, err := json.Marshal(cf)
 	if err != nil {
 		return nil, fmt.Errorf("encode config: %w", err)
 	}
 	for i := range m.Layers {
-		if t, ok := ociTypes[m.Layers[i].MediaType]; ok {
+		if t, ok := family(kind)[m.Layers[i].MediaType]; ok {
 			m.Layers[i].MediaType = t
 			layers[i] = &retyped{layers[i], t}
 		}
@@ -141,8 +142,8 @@ func assemble(m *v1.Manifest, cf *v1.ConfigFile, layers []v1.Layer) (v1.Image, e
 	// is made of it: they stay behind.
 	m = &v1.Manifest{
 		SchemaVersion: 2,
-		MediaType:     types.OCIManifestSchema1,
-		Config:        v1.Descriptor{MediaType: types.OCIConfigJSON, Size: int64(len(rawConfig)), Digest: sum(rawConfig)},
+		MediaType:     kind,
+		Config:        v1.Descriptor{MediaType: configType(kind), Size: int64(len(rawConfig)), Digest: sum(rawConfig)},
 		Layers:        m.Layers,
 	}
 	rawManifest, err := json.Marshal(m)
@@ -156,17 +157,6 @@ func sum(b []byte) v1.Hash {
 	h := sha256.Sum256(b)
 	return v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(h[:])}
 }
-
-// retyped is a layer under another media type for the same bytes.
-type retyped struct {
-	v1.Layer
-	mediaType types.MediaType
-}
-
-func (l *retyped) MediaType() (types.MediaType, error) { return l.mediaType, nil }
-
-// Unwrap returns the layer that was given to Append: a Target may know it.
-func (l *retyped) Unwrap() v1.Layer { return l.Layer }
 
 // value is an image whose manifest and config are in memory.
 type value struct {

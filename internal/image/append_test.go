@@ -83,15 +83,35 @@ func documents(t *testing.T, img v1.Image) []string {
 	return []string{string(m), string(c)}
 }
 
-func TestAppendMakesOCI(t *testing.T) {
-	for _, shape := range imagetest.DockerShapes() {
-		base := mutate.Annotations(shape.Image(t), map[string]string{"of": "the base"}).(v1.Image)
-		img, err := image.Append(base, []image.Addition{{Layer: imagetest.Layer(t, imagetest.Tar(t, 10))}}, nil)
+// TestAppendKeepsKind: what is derived has the media types of its base's kind.
+func TestAppendKeepsKind(t *testing.T) {
+	docker := imagetest.DockerShapes()[0].Image(t)
+	plain := imagetest.Layer(t, imagetest.Tar(t, 10))
+	last := func(img v1.Image) v1.Layer {
+		layers, err := img.Layers()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return layers[len(layers)-1]
+	}
+	for name, tc := range map[string]struct {
+		base v1.Image
+		add  v1.Layer
+		want []types.MediaType
+	}{
+		"Docker":                       {docker, plain, []types.MediaType{types.DockerManifestSchema2, types.DockerConfigJSON, types.DockerLayer, types.DockerLayer, types.DockerUncompressedLayer}},
+		"gzip on Docker":               {docker, imagetest.Gzip(t, imagetest.Tar(t, 10)), []types.MediaType{types.DockerManifestSchema2, types.DockerConfigJSON, types.DockerLayer, types.DockerLayer, types.DockerLayer}},
+		"no name for zstd":             {docker, last(imagetest.Zstd(t)), []types.MediaType{types.OCIManifestSchema1, types.OCIConfigJSON, types.OCILayer, types.OCILayer, types.OCILayerZStd}},
+		"OCI":                          {imagetest.With(t, empty.Image, plain), last(docker), []types.MediaType{types.OCIManifestSchema1, types.OCIConfigJSON, types.OCIUncompressedLayer, types.OCILayer}},
+		"no base, which says Docker's": {empty.Image, last(docker), []types.MediaType{types.OCIManifestSchema1, types.OCIConfigJSON, types.OCILayer}},
+	} {
+		base := mutate.Annotations(tc.base, map[string]string{"of": "the base"}).(v1.Image)
+		img, err := image.Append(base, []image.Addition{{Layer: tc.add}}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if err := image.Validate(t.Context(), img, nil); err != nil {
-			t.Error(err)
+			t.Errorf("%s: %v", name, err)
 		}
 		m, err := img.Manifest()
 		if err != nil {
@@ -101,12 +121,14 @@ func TestAppendMakesOCI(t *testing.T) {
 		for _, d := range append([]v1.Descriptor{{MediaType: m.MediaType}, m.Config}, m.Layers...) {
 			got = append(got, d.MediaType)
 		}
-		want := []types.MediaType{types.OCIManifestSchema1, types.OCIConfigJSON, types.OCILayer, types.OCILayer, types.OCIUncompressedLayer}
-		if d := cmp.Diff(want, got); d != "" {
-			t.Errorf("media types (-want +got)\n%s", d)
+		if d := cmp.Diff(tc.want, got); d != "" {
+			t.Errorf("%s: media types (-want +got)\n%s", name, d)
+		}
+		if mt, err := last(img).MediaType(); err != nil || mt != got[len(got)-1] {
+			t.Errorf("%s: the layer says %s (%v)", name, mt, err)
 		}
 		if len(m.Annotations) != 0 {
-			t.Errorf("the base's annotations came along: %v", m.Annotations)
+			t.Errorf("%s: the base's annotations came along: %v", name, m.Annotations)
 		}
 	}
 }

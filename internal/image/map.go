@@ -5,24 +5,7 @@ import (
 	"fmt"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/types"
 )
-
-// dockerTypes is ociTypes the other way.
-var dockerTypes = map[types.MediaType]types.MediaType{
-	types.OCILayer:             types.DockerLayer,
-	types.OCIUncompressedLayer: types.DockerUncompressedLayer,
-	types.OCIRestrictedLayer:   types.DockerForeignLayer,
-}
-
-// family is how layers have to be renamed to stand in a manifest of that type:
-// one that mixes Docker's media types with OCI's is refused by some tools.
-func family(manifest types.MediaType) map[types.MediaType]types.MediaType {
-	if isDocker(manifest) {
-		return dockerTypes
-	}
-	return ociTypes
-}
 
 // MapLayers derives an image with other forms of the same layers, compressed
 // ones say: f gets each layer and returns one with the same diffID. The config,

@@ -199,7 +199,7 @@ func (r rebase) manifest(rawConfig []byte) (*value, error) {
 	if err != nil {
 		return nil, err
 	}
-	kind := r.kind()
+	kind := manifestType(r.app.mediaType, r.base.manifest.Layers)
 	if kind != r.app.mediaType {
 		if err := o.Set("mediaType", kind); err != nil {
 			return nil, err
@@ -245,24 +245,6 @@ func (r rebase) manifest(rawConfig []byte) (*value, error) {
 func quoted(s string) json.RawMessage {
 	b, _ := json.Marshal(s) // a string always can be
 	return b
-}
-
-// kind is the media type of the manifest: the app's, unless it is Docker's and
-// base has a layer that Docker has no name for.
-func (r rebase) kind() types.MediaType {
-	for _, d := range r.base.manifest.Layers {
-		if _, named := dockerTypes[d.MediaType]; !named && !isDocker(d.MediaType) && isDocker(r.app.mediaType) {
-			return types.OCIManifestSchema1
-		}
-	}
-	return r.app.mediaType
-}
-
-func configType(manifest types.MediaType) types.MediaType {
-	if isDocker(manifest) {
-		return types.DockerConfigJSON
-	}
-	return types.OCIConfigJSON
 }
 
 // descriptors are those of base's layers and the app's own, as they are written.

@@ -172,10 +172,6 @@ func validateMediaTypes(img v1.Image, m *v1.Manifest) error {
 	return nil
 }
 
-func isDocker(mt types.MediaType) bool {
-	return strings.Contains(string(mt), types.DockerVendorPrefix)
-}
-
 // validateLayerList checks what can be known of the layers without reading them.
 func validateLayerList(m *v1.Manifest, c *v1.ConfigFile) error {
 	diffIDs := c.RootFS.DiffIDs

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/kilnbuild/kiln/internal/archive"
+	"github.com/kilnbuild/kiln/internal/daemon"
 	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/phase"
@@ -241,14 +242,24 @@ func (h Host) deliver(ctx context.Context, in inputs, p *Places, keep phase.Laye
 }
 
 // sent is the image as it is sent: to a registry or a layout the new layers go
-// compressed, those of the run image as they are.
+// compressed, those of the run image as they are. It has Docker's media types if
+// the run image has, except in a layout, where other tools would not see it, and
+// in a host's own place, which may be one.
 func (p *Places) sent(ctx context.Context, keep phase.Layers, input phase.Input) (v1.Image, error) {
+	img := p.Exported.Image
 	switch p.Target.(type) {
-	case *registry.Registry, archive.LayoutDir:
+	case *registry.Registry:
+	case daemon.Described:
+		return img, nil
+	case archive.LayoutDir:
+		var err error
+		if img, err = image.AsOCI(img); err != nil {
+			return nil, err
+		}
 	default:
-		return p.Exported.Image, nil
+		return image.AsOCI(img)
 	}
-	return image.MapLayers(p.Exported.Image, func(l v1.Layer) (v1.Layer, error) {
+	return image.MapLayers(img, func(l v1.Layer) (v1.Layer, error) {
 		diffID, err := l.DiffID()
 		if err != nil {
 			return nil, err

@@ -258,13 +258,17 @@ func TestSkopeoAndUmociRead(t *testing.T) {
 	write(t, s, "hello", img)
 	write(t, s, "127.0.0.1:5000/me/app:1", imagetest.Random(t, 2))
 	for _, shape := range imagetest.DockerShapes() {
-		// Pulled with Docker's media types, built upon: an OCI image.
+		// Pulled with Docker's media types, built upon, and stored as kiln build does.
 		write(t, s, "base", shape.Image(t))
 		base, err := s.Image(t.Context(), "base")
 		if err != nil {
 			t.Fatal(err)
 		}
-		write(t, s, "docker:1", imagetest.Extended(t, base))
+		oci, err := image.AsOCI(imagetest.Extended(t, base))
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, s, "docker:1", oci)
 	}
 	for i, ref := range []string{"hello", "hello:latest", "127.0.0.1:5000/me/app:1", "docker:1"} {
 		dst := fmt.Sprintf("oci-archive:%s/%d.tar", t.TempDir(), i)
