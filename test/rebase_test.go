@@ -22,6 +22,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/image/imagetest"
 	"github.com/kilnbuild/kiln/internal/spec"
 	"github.com/kilnbuild/kiln/test/conform"
+	"github.com/kilnbuild/kiln/test/reference"
 )
 
 // rebases is rebasing in Debian's docker-registry, in the store and in files;
@@ -54,7 +55,7 @@ func (s site) patched(t *testing.T, version string) v1.Image {
 	if err != nil {
 		t.Fatal(err)
 	}
-	more := imagetest.Run(t, nil, map[string]string{"/etc/patched": version + "\n", "/var/lib/dpkg/status.d/patch": "Package: patch\nVersion: " + version + "\n"})
+	more := reference.Run(t, nil, map[string]string{"/etc/patched": version + "\n", "/var/lib/dpkg/status.d/patch": "Package: patch\nVersion: " + version + "\n"})
 	patch, err := more.Layers()
 	if err != nil {
 		t.Fatal(err)
@@ -123,7 +124,7 @@ func podmanRunsRebased(t *testing.T, s site) {
 	}
 	for _, docker := range []bool{false, true} {
 		s.put(t, run, old)
-		app := imagetest.App{Run: old, Image: s.addr + "/" + run, Reference: "r"}.Make(t)
+		app := reference.App{Run: old, Image: s.addr + "/" + run, Reference: "r"}.Make(t)
 		if docker {
 			app = imagetest.AsDocker(t, app)
 		}
@@ -154,15 +155,15 @@ func podmanRunsRebased(t *testing.T, s site) {
 func rebaseFleet(t *testing.T, s site) {
 	conform.Covers(t, 170, 173, 179)
 	p := s.proxy(t)
-	old := imagetest.Run(t, nil, map[string]string{"/a": "1"}, map[string]string{"/b": "1"})
-	next := imagetest.Run(t, nil, map[string]string{"/a": "2"}, map[string]string{"/b": "2"}, map[string]string{"/c": "2"})
+	old := reference.Run(t, nil, map[string]string{"/a": "1"}, map[string]string{"/b": "1"})
+	next := reference.Run(t, nil, map[string]string{"/a": "2"}, map[string]string{"/b": "2"}, map[string]string{"/c": "2"})
 	s.put(t, "fleet/run:1", next)
 	var list strings.Builder
 	list.WriteString("# every image of the team\n\n")
 	const n = 10
 	blobs := map[string]bool{}
 	for i := range n {
-		app := imagetest.App{Run: old, Image: p.addr + "/fleet/run:1", Reference: "r", Files: map[string]string{"n": fmt.Sprint(i)}}
+		app := reference.App{Run: old, Image: p.addr + "/fleet/run:1", Reference: "r", Files: map[string]string{"n": fmt.Sprint(i)}}
 		if i == 3 {
 			app.Config = func(c *v1.ConfigFile) { c.Config.Labels[spec.RebasableLabel] = "false" }
 		}
@@ -246,9 +247,9 @@ func rebaseFleet(t *testing.T, s site) {
 // rebaseFiles: an OCI layout and archives, as skopeo writes and reads them.
 func rebaseFiles(t *testing.T, s site) {
 	dir := t.TempDir()
-	old := imagetest.Run(t, nil, map[string]string{"/a": "1"})
-	s.put(t, "files/run:1", imagetest.Run(t, nil, map[string]string{"/a": "2"}, map[string]string{"/b": "2"}))
-	s.put(t, "files/app:1", imagetest.App{Run: old, Image: s.addr + "/files/run:1", Reference: "r"}.Make(t))
+	old := reference.Run(t, nil, map[string]string{"/a": "1"})
+	s.put(t, "files/run:1", reference.Run(t, nil, map[string]string{"/a": "2"}, map[string]string{"/b": "2"}))
+	s.put(t, "files/app:1", reference.App{Run: old, Image: s.addr + "/files/run:1", Reference: "r"}.Make(t))
 	places := []string{"oci:" + dir + "/layout:app", "oci-archive:" + dir + "/oci.tar", "docker-archive:" + dir + "/docker.tar:me/app:1"}
 	for _, place := range places {
 		skopeo(t, "copy", "-q", "--src-tls-verify=false", "docker://"+s.addr+"/files/app:1", place)
@@ -281,13 +282,13 @@ func rebaseStops(t *testing.T, s site) {
 	p := s.proxy(t)
 	slow.do = delays(300 * time.Millisecond)
 	p.rules = append(p.rules, slow)
-	old := imagetest.Run(t, nil, map[string]string{"/a": "1"})
-	s.put(t, "stop/run:1", imagetest.Run(t, nil, map[string]string{"/a": "2"}))
+	old := reference.Run(t, nil, map[string]string{"/a": "1"})
+	s.put(t, "stop/run:1", reference.Run(t, nil, map[string]string{"/a": "2"}))
 	args := []string{"rebase", "--publish", "--jobs", "2"}
 	before := map[string]string{}
 	for i := range 12 {
 		repo := fmt.Sprintf("stop/app%d", i)
-		before[repo] = s.put(t, repo, imagetest.App{Run: old, Image: p.addr + "/stop/run:1", Reference: "r", Files: map[string]string{"n": fmt.Sprint(i)}}.Make(t))
+		before[repo] = s.put(t, repo, reference.App{Run: old, Image: p.addr + "/stop/run:1", Reference: "r", Files: map[string]string{"n": fmt.Sprint(i)}}.Make(t))
 		args = append(args, p.addr+"/"+repo)
 	}
 	cmd := exec.Command(filepath.Join(bin, "kiln"), args...)

@@ -3,9 +3,6 @@ package cache_test
 import (
 	"bufio"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"os"
 	"os/exec"
@@ -27,134 +24,50 @@ import (
 	"github.com/kilnbuild/kiln/internal/event"
 	"github.com/kilnbuild/kiln/internal/image"
 	"github.com/kilnbuild/kiln/test/conform"
+	"github.com/kilnbuild/kiln/test/reference"
 )
 
-// foreign is what another lifecycle does with the directory, by the rules that
-// all of them share (requirements 5.8): it knows three names, makes the next
-// cache of links, renames twice, and locks nothing.
-type foreign struct{ dir string }
-
-func (f foreign) path(elem ...string) string {
-	return filepath.Join(append([]string{f.dir}, elem...)...)
-}
-
-func (f foreign) open(t *testing.T) {
+// saveForeign is k as the reference saves it.
+func saveForeign(t *testing.T, v reference.Volume, k kept) {
 	t.Helper()
-	err := errors.Join(os.RemoveAll(f.path("staging")), os.RemoveAll(f.path("committed-backup")),
-		os.MkdirAll(f.path("staging"), 0o777), os.MkdirAll(f.path("committed"), 0o777))
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-type foreignMetadata struct {
-	SBOM struct {
-		SHA string `json:"sha"`
-	} `json:"sbom"`
-	Buildpacks []struct {
-		Key     string `json:"key"`
-		Version string `json:"version"`
-		Layers  map[string]struct {
-			SHA    string         `json:"sha"`
-			Data   map[string]any `json:"data"`
-			Build  bool           `json:"build"`
-			Launch bool           `json:"launch"`
-			Cache  bool           `json:"cache"`
-		} `json:"layers"`
-	} `json:"buildpacks"`
-}
-
-// load reads everything strictly.
-func (f foreign) load(t *testing.T) (ids []string) {
-	t.Helper()
-	f.open(t)
-	text, err := os.ReadFile(f.path("committed", "io.buildpacks.lifecycle.cache.metadata"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var md foreignMetadata
-	dec := json.NewDecoder(strings.NewReader(string(text)))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&md); err != nil {
-		t.Fatalf("%v in %s", err, text)
-	}
-	if !strings.HasPrefix(string(text), `{"sbom":{"sha":"`) || strings.Contains(string(text), "\n") {
-		t.Errorf("not the shared form: %s", text)
-	}
-	for _, b := range md.Buildpacks {
-		for _, l := range b.Layers {
-			ids = append(ids, l.SHA)
-		}
-	}
-	for _, id := range ids {
-		body, err := os.ReadFile(f.path("committed", id+".tar"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if sum := sha256.Sum256(body); id != "sha256:"+hex.EncodeToString(sum[:]) {
-			t.Errorf("%s has other bytes", id)
-		}
-	}
-	entries, err := os.ReadDir(f.path("committed"))
-	if err != nil || len(entries) != len(ids)+1 {
-		t.Errorf("committed/ has %d entries for %d layers %v", len(entries), len(ids), err)
-	}
-	return ids
-}
-
-// save keeps the layers that are there and adds k's.
-func (f foreign) save(t *testing.T, k kept) {
-	t.Helper()
-	f.open(t)
 	text, err := os.ReadFile(filepath.Join(k.dir, "md.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
+	v.Save(t, text, diffIDsOf(k), func(id string) ([]byte, error) { return os.ReadFile(filepath.Join(k.dir, id)) })
+}
+
+func diffIDsOf(k kept) (ids []string) {
 	for _, l := range k.md.Buildpacks[0].Layers {
-		name := l.SHA + ".tar"
-		if os.Link(f.path("committed", name), f.path("staging", name)) == nil {
-			continue
-		}
-		body, err := os.ReadFile(filepath.Join(k.dir, l.SHA))
-		if err == nil {
-			err = os.WriteFile(f.path("staging", name), body, 0o666)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		ids = append(ids, l.SHA)
 	}
-	err = errors.Join(os.WriteFile(f.path("staging", "io.buildpacks.lifecycle.cache.metadata"), text, 0o666),
-		os.Rename(f.path("committed"), f.path("committed-backup")), os.Rename(f.path("staging"), f.path("committed")),
-		os.RemoveAll(f.path("committed-backup")))
-	if err != nil {
-		t.Fatal(err)
-	}
+	return ids
 }
 
 // A cache that another lifecycle wrote is ours, and ours is its.
 func TestSharedForm(t *testing.T) {
 	conform.Covers(t, 161)
 	dir := t.TempDir()
-	other := foreign{dir}
+	other := reference.Volume{Dir: dir}
 	first, second, third := newKept(t, 2000, 300), newKept(t, 700), newKept(t, 100, 200, 300)
-	other.save(t, first)
+	saveForeign(t, other, first)
 	first.mustBeIn(t, dir)
 	second.save(t, dir)
-	if ids := other.load(t); len(ids) != 1 {
+	if ids := other.Load(t).IDs(); len(ids) != 1 {
 		t.Errorf("it has %q", ids)
 	}
 	third.save(t, dir)
-	before := inode(t, other.path("committed", third.md.Buildpacks[0].Layers["l1"].SHA+".tar"))
-	other.save(t, third)
+	before := inode(t, other.Path("committed", third.md.Buildpacks[0].Layers["l1"].SHA+".tar"))
+	saveForeign(t, other, third)
 	third.mustBeIn(t, dir)
 	third.save(t, dir)
-	if after := inode(t, other.path("committed", third.md.Buildpacks[0].Layers["l1"].SHA+".tar")); after != before {
+	if after := inode(t, other.Path("committed", third.md.Buildpacks[0].Layers["l1"].SHA+".tar")); after != before {
 		t.Error("an unchanged layer was written again")
 	}
 	// Both at home: what it leaves when it dies disturbs nobody.
-	other.open(t)
+	other.Open(t)
 	third.mustBeIn(t, dir)
-	if fi, err := os.Stat(other.path("kiln.lock")); err != nil || fi.Size() != 0 {
+	if fi, err := os.Stat(other.Path("kiln.lock")); err != nil || fi.Size() != 0 {
 		t.Errorf("the lock: %v %v", fi, err)
 	}
 }

@@ -10,10 +10,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -22,53 +20,20 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/kilnbuild/kiln/test/conform"
+	"github.com/kilnbuild/kiln/test/reference"
 )
 
-// referenceTar says 5.3 again in the plainest way: filepath.Walk, one header
-// each from archive/tar.
+// dirsOf are parents in the words of package reference.
+func dirsOf(parents []Parent) (list []reference.Dir) {
+	for _, p := range parents {
+		list = append(list, reference.Dir{Path: p.Path, Mode: p.Mode, UID: p.Owner.UID, GID: p.Owner.GID})
+	}
+	return list
+}
+
 func referenceTar(t testing.TB, dir, at string, parents []Parent, owner Owner) []byte {
 	t.Helper()
-	var b bytes.Buffer
-	tw := tar.NewWriter(&b)
-	for _, p := range parents {
-		hdr := &tar.Header{Typeflag: tar.TypeDir, Name: p.Path, Mode: int64(p.Mode.Perm()), ModTime: ModTime, Uid: p.Owner.UID, Gid: p.Owner.GID}
-		if err := tw.WriteHeader(hdr); err != nil {
-			t.Fatal(err)
-		}
-	}
-	err := filepath.Walk(dir, func(path string, fi fs.FileInfo, err error) error {
-		if err != nil || fi.Mode()&fs.ModeSocket != 0 {
-			return err
-		}
-		link := ""
-		if fi.Mode()&fs.ModeSymlink != 0 {
-			if link, err = os.Readlink(path); err != nil {
-				return err
-			}
-		}
-		hdr, err := tar.FileInfoHeader(fi, link)
-		if err != nil {
-			return err
-		}
-		hdr.Name = at + strings.TrimPrefix(path, dir)
-		hdr.Uid, hdr.Gid, hdr.Uname, hdr.Gname = owner.UID, owner.GID, "", ""
-		hdr.ModTime = ModTime
-		if err := tw.WriteHeader(hdr); err != nil || !fi.Mode().IsRegular() {
-			return err
-		}
-		body, err := os.ReadFile(path)
-		if err == nil {
-			_, err = tw.Write(body)
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := tw.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
+	return reference.Tree(t, dir, at, dirsOf(parents), owner.UID, owner.GID)
 }
 
 var (
@@ -477,61 +442,6 @@ func TestWriteSlice(t *testing.T) {
 	}
 }
 
-// referenceSlice says 5.3 of slices in the plainest way: the named paths and the
-// directories above them, one header each, sorted by the whole path as a string.
-func referenceSlice(t testing.TB, dir, at string, paths []string, parents []Parent, owner Owner) []byte {
-	t.Helper()
-	entries := map[string]bool{}
-	for _, rel := range paths {
-		for ; rel != "."; rel = filepath.Dir(rel) {
-			entries[at+"/"+rel] = true
-		}
-		entries[at] = true
-	}
-	var b bytes.Buffer
-	tw := tar.NewWriter(&b)
-	write := func(hdr *tar.Header, body []byte) {
-		t.Helper()
-		if err := tw.WriteHeader(hdr); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := tw.Write(body); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if len(entries) > 0 {
-		for _, p := range parents {
-			write(&tar.Header{Typeflag: tar.TypeDir, Name: p.Path, Mode: int64(p.Mode.Perm()), ModTime: ModTime, Uid: p.Owner.UID, Gid: p.Owner.GID}, nil)
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(entries)) {
-		path := dir + strings.TrimPrefix(name, at)
-		fi, err := os.Lstat(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		hdr := &tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: int64(fi.Mode().Perm()), ModTime: ModTime, Uid: owner.UID, Gid: owner.GID}
-		var body []byte
-		switch {
-		case fi.Mode()&fs.ModeSymlink != 0:
-			hdr.Typeflag = tar.TypeSymlink
-			if hdr.Linkname, err = os.Readlink(path); err != nil {
-				t.Fatal(err)
-			}
-		case fi.Mode().IsRegular():
-			hdr.Typeflag, hdr.Size = tar.TypeReg, fi.Size()
-			if body, err = os.ReadFile(path); err != nil {
-				t.Fatal(err)
-			}
-		}
-		write(hdr, body)
-	}
-	if err := tw.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
-
 func TestWriteSliceEqualsReference(t *testing.T) {
 	conform.Covers(t, 129, 130, 135)
 	dir := scratch(t)
@@ -552,7 +462,7 @@ func TestWriteSliceEqualsReference(t *testing.T) {
 		if _, err := WriteSlice(t.Context(), &got, Stack{Upper: dir}, "/srv/app", paths, someParents, someOwner); err != nil {
 			r.Fatal(err)
 		}
-		if want := referenceSlice(t, dir, "/srv/app", paths, someParents, someOwner); !bytes.Equal(want, got.Bytes()) {
+		if want := reference.Slice(t, dir, "/srv/app", paths, dirsOf(someParents), someOwner.UID, someOwner.GID); !bytes.Equal(want, got.Bytes()) {
 			r.Fatalf("tar differs:\n%s", cmp.Diff(listTar(t, want), listTar(t, got.Bytes())))
 		}
 	})

@@ -20,6 +20,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/image/imagetest"
 	"github.com/kilnbuild/kiln/internal/spec"
 	"github.com/kilnbuild/kiln/test/conform"
+	"github.com/kilnbuild/kiln/test/reference"
 )
 
 func push(t *testing.T, ref string, img v1.Image) string {
@@ -50,7 +51,7 @@ func tagged(t *testing.T, ref string) string {
 }
 
 func debianRun(t *testing.T, version string) v1.Image {
-	return imagetest.Run(t, func(c *v1.ConfigFile) {
+	return reference.Run(t, func(c *v1.ConfigFile) {
 		c.Config.Labels = map[string]string{spec.BaseDistroNameLabel: "debian", spec.BaseDistroVersionLabel: "12", spec.BaseReleasedLabel: version}
 	}, map[string]string{"/etc/version": version}, map[string]string{"/lib/libc": version})
 }
@@ -70,8 +71,8 @@ func TestRebaser(t *testing.T) {
 	for _, docker := range []bool{false, true} {
 		w, host := newWorld(t), newRegistry(t)
 		old, next := debianRun(t, "1"), debianRun(t, "2")
-		app := imagetest.App{Run: old, Image: "registry.invalid/run:1", Mirrors: []string{host + "/base/run:1"}, Reference: host + "/base/run@" + manifestDigest(t, old)}.Make(t)
-		want := imagetest.App{Run: next, Image: "registry.invalid/run:1", Mirrors: []string{host + "/base/run:1"}, Reference: host + "/base/run@" + push(t, host+"/base/run:1", next)}.Make(t)
+		app := reference.App{Run: old, Image: "registry.invalid/run:1", Mirrors: []string{host + "/base/run:1"}, Reference: host + "/base/run@" + manifestDigest(t, old)}.Make(t)
+		want := reference.App{Run: next, Image: "registry.invalid/run:1", Mirrors: []string{host + "/base/run:1"}, Reference: host + "/base/run@" + push(t, host+"/base/run:1", next)}.Make(t)
 		if docker {
 			app, want = imagetest.AsDocker(t, app), imagetest.AsDocker(t, want)
 		}
@@ -140,14 +141,14 @@ func TestRebaserRefuses(t *testing.T) {
 	old := debianRun(t, "1")
 	push(t, host+"/base/run:1", debianRun(t, "2"))
 	push(t, host+"/base/other:1", debianRun(t, "3"))
-	make := func(repo string, app imagetest.App) {
+	make := func(repo string, app reference.App) {
 		app.Run, app.Image, app.Reference = old, host+"/base/run:1", "r"
 		push(t, host+"/"+repo, app.Make(t))
 	}
-	make("app", imagetest.App{})
-	make("never", imagetest.App{Config: func(c *v1.ConfigFile) { c.Config.Labels[spec.RebasableLabel] = "false" }})
-	make("arm", imagetest.App{Config: func(c *v1.ConfigFile) { c.Architecture = "arm64" }})
-	make("stack", imagetest.App{PlatformAPI: "0.11", Config: func(c *v1.ConfigFile) { c.Config.Labels[spec.StackIDLabel] = "a" }})
+	make("app", reference.App{})
+	make("never", reference.App{Config: func(c *v1.ConfigFile) { c.Config.Labels[spec.RebasableLabel] = "false" }})
+	make("arm", reference.App{Config: func(c *v1.ConfigFile) { c.Architecture = "arm64" }})
+	make("stack", reference.App{PlatformAPI: "0.11", Config: func(c *v1.ConfigFile) { c.Config.Labels[spec.StackIDLabel] = "a" }})
 	push(t, host+"/plain", old)
 	for _, tc := range []struct {
 		api  string
@@ -207,7 +208,7 @@ func TestRebaserPartialFailure(t *testing.T) {
 	t.Cleanup(server.Close)
 	host := strings.TrimPrefix(server.URL, "http://")
 	push(t, host+"/run:1", debianRun(t, "2"))
-	push(t, host+"/app", imagetest.App{Run: debianRun(t, "1"), Image: host + "/run:1", Reference: "r"}.Make(t))
+	push(t, host+"/app", reference.App{Run: debianRun(t, "1"), Image: host + "/run:1", Reference: "r"}.Make(t))
 	w.want(spec.ExitRebase, w.run(rebaser, "-previous-image", host+"/app", host+"/a", host+"/closed", host+"/b"))
 	if out := w.stderr.String(); !strings.Contains(out, host+"/closed") || !strings.Contains(out, "403") {
 		t.Error(out)

@@ -15,6 +15,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/image/imagetest"
 	"github.com/kilnbuild/kiln/internal/spec"
 	"github.com/kilnbuild/kiln/test/conform"
+	"github.com/kilnbuild/kiln/test/reference"
 )
 
 const (
@@ -25,7 +26,7 @@ const (
 // debian is a run image that says what it is.
 func debian(t *testing.T, version string, change func(*v1.ConfigFile), layers ...map[string]string) v1.Image {
 	t.Helper()
-	return imagetest.Run(t, func(c *v1.ConfigFile) {
+	return reference.Run(t, func(c *v1.ConfigFile) {
 		c.Config.Labels = map[string]string{
 			spec.BaseDistroNameLabel: "debian", spec.BaseDistroVersionLabel: "12", spec.BaseReleasedLabel: version, spec.BaseIDLabel: "acme",
 		}
@@ -49,8 +50,8 @@ func newRun(t *testing.T) v1.Image {
 	}, map[string]string{"/lib/libc": "2"}, map[string]string{"/lib/libssl": "2"}, map[string]string{"/lib/more": "2"})
 }
 
-func appOn(run v1.Image) imagetest.App {
-	return imagetest.App{Run: run, Image: runA, Mirrors: []string{mirrorA}, Reference: "registry.example.com/run@sha256:" + strings.Repeat("0", 64)}
+func appOn(run v1.Image) reference.App {
+	return reference.App{Run: run, Image: runA, Mirrors: []string{mirrorA}, Reference: "registry.example.com/run@sha256:" + strings.Repeat("0", 64)}
 }
 
 func onto(t *testing.T, img v1.Image) NewBase {
@@ -77,7 +78,7 @@ func rebaseOK(t *testing.T, app v1.Image, base NewBase) v1.Image {
 func TestRebase(t *testing.T) {
 	conform.Covers(t, 170, 171, 172)
 	ext := imagetest.Gzip(t, imagetest.Tar(t, 20))
-	for name, app := range map[string]imagetest.App{
+	for name, app := range map[string]reference.App{
 		"0.14": appOn(oldRun(t)),
 		"0.15, unknown keys": {Run: oldRun(t), Image: runA, Reference: "r", PlatformAPI: "0.15", Label: func(s string) string {
 			return strings.NewReplacer(`"app":[`, `"future":{"z":1.50},"app":[`, `"topLayer"`, `"mine":[null],"topLayer"`).Replace(s)
@@ -378,7 +379,7 @@ func TestRunImageFor(t *testing.T) {
 	run := oldRun(t)
 	all := map[string]v1.Image{runA: run, mirrorA: run}
 	for name, tc := range map[string]struct {
-		app    func(*imagetest.App)
+		app    func(*reference.App)
 		target string
 		denied string
 		want   string // the error, with "error: "
@@ -387,9 +388,9 @@ func TestRunImageFor(t *testing.T) {
 		"mirror in the registry":   {target: "mirror.example.com/app", want: mirrorA},
 		"mirror cannot be read":    {target: "mirror.example.com/app", denied: mirrorA, want: runA},
 		"name cannot be read":      {target: "app", denied: runA, want: mirrorA},
-		"from the stack":           {app: func(a *imagetest.App) { a.PlatformAPI = "0.11" }, target: "mirror.example.com/app", want: mirrorA},
-		"stack only when there is": {app: func(a *imagetest.App) { a.Image, a.Mirrors = "", nil }, target: "app", want: "error: names none"},
-		"no label":                 {app: func(a *imagetest.App) { a.Label = func(string) string { return "" } }, target: "app", want: "error: no label"},
+		"from the stack":           {app: func(a *reference.App) { a.PlatformAPI = "0.11" }, target: "mirror.example.com/app", want: mirrorA},
+		"stack only when there is": {app: func(a *reference.App) { a.Image, a.Mirrors = "", nil }, target: "app", want: "error: names none"},
+		"no label":                 {app: func(a *reference.App) { a.Label = func(string) string { return "" } }, target: "app", want: "error: no label"},
 	} {
 		app := appOn(run)
 		if tc.app != nil {

@@ -30,6 +30,7 @@ import (
 	"github.com/kilnbuild/kiln/internal/registry"
 	"github.com/kilnbuild/kiln/internal/spec"
 	"github.com/kilnbuild/kiln/test/conform"
+	"github.com/kilnbuild/kiln/test/reference"
 )
 
 // fleet is a platform and registries with images of the reference's in them.
@@ -167,7 +168,7 @@ func dpkg(name, version string) string {
 }
 
 func runOf(t *testing.T, version string) v1.Image {
-	return imagetest.Run(t, func(c *v1.ConfigFile) { c.Config.Labels[spec.BaseReleasedLabel] = version },
+	return reference.Run(t, func(c *v1.ConfigFile) { c.Config.Labels[spec.BaseReleasedLabel] = version },
 		map[string]string{"/lib/libc": version, "/var/lib/dpkg/status": dpkg("libc6", "1") + dpkg("gone", "1")},
 		map[string]string{"/lib/ssl": version, "/var/lib/dpkg/status": dpkg("libc6", version) + dpkg("same", "9") + dpkg("only-"+version, "1")})
 }
@@ -180,8 +181,8 @@ func TestRebaseFleet(t *testing.T) {
 	host, seen := f.registry()
 	old, next := runOf(t, "1"), runOf(t, "2")
 	f.push(host+"/base/run:1", next)
-	app := func(n string) imagetest.App {
-		return imagetest.App{Run: old, Image: host + "/base/run:1", Reference: host + "/base/run@" + f.digest(old), Files: map[string]string{"n": n}}
+	app := func(n string) reference.App {
+		return reference.App{Run: old, Image: host + "/base/run:1", Reference: host + "/base/run@" + f.digest(old), Files: map[string]string{"n": n}}
 	}
 	var names []string
 	before, want := map[string]string{}, map[string]string{}
@@ -266,7 +267,7 @@ func TestRebaseInStore(t *testing.T) {
 	old, next := runOf(t, "1"), runOf(t, "2")
 	f.push(host+"/run:1", next)
 	make := func(n string) v1.Image {
-		return imagetest.App{Run: old, Image: host + "/run:1", Reference: "r", Files: map[string]string{"n": n}}.Make(t)
+		return reference.App{Run: old, Image: host + "/run:1", Reference: "r", Files: map[string]string{"n": n}}.Make(t)
 	}
 	for _, n := range []string{"one", "two", "three"} {
 		f.ok(f.Store.Write(t.Context(), n, make(n)))
@@ -315,7 +316,7 @@ func TestRebasePullPolicy(t *testing.T) {
 		{PullNever, host + "/run:2", nil, false},
 		{PullIfNotPresent, host + "/run:2", nil, true},
 	} {
-		app := imagetest.App{Run: runOf(t, "old"), Image: tc.run, Reference: "r"}.Make(t)
+		app := reference.App{Run: runOf(t, "old"), Image: tc.run, Reference: "r"}.Make(t)
 		f.ok(f.Store.Write(t.Context(), "app", app))
 		seen.clear()
 		results, err := f.rebase(RebaseRequest{Images: []string{"app"}, Pull: tc.policy, DryRun: true})
@@ -345,7 +346,7 @@ func TestRebaseMirror(t *testing.T) {
 	var names []string
 	for i := range 4 {
 		ref := fmt.Sprintf("%s/app%d", near, i)
-		f.push(ref, imagetest.App{Run: runOf(t, "1"), Image: far + "/run:1", Mirrors: []string{near + "/run:1"}, Reference: "r"}.Make(t))
+		f.push(ref, reference.App{Run: runOf(t, "1"), Image: far + "/run:1", Mirrors: []string{near + "/run:1"}, Reference: "r"}.Make(t))
 		names = append(names, ref)
 	}
 	farSeen.clear()
@@ -371,7 +372,7 @@ func TestRebaseAcrossRegistries(t *testing.T) {
 	to, toSeen := f.registry()
 	next := runOf(t, "2")
 	f.push(from+"/run:1", next)
-	local := imagetest.Run(t, nil, map[string]string{"/local": "2"})
+	local := reference.Run(t, nil, map[string]string{"/local": "2"})
 	f.ok(f.Store.Write(t.Context(), "local/run", uncompressed(t, local)))
 	for _, run := range []string{from + "/run:1", "local/run"} {
 		var names []string
@@ -382,7 +383,7 @@ func TestRebaseAcrossRegistries(t *testing.T) {
 				}
 				return -1
 			}, run), i)
-			f.push(ref, imagetest.App{Run: runOf(t, "1"), Image: run, Reference: "r", Files: map[string]string{"n": fmt.Sprint(i)}}.Make(t))
+			f.push(ref, reference.App{Run: runOf(t, "1"), Image: run, Reference: "r", Files: map[string]string{"n": fmt.Sprint(i)}}.Make(t))
 			names = append(names, ref)
 		}
 		fromSeen.clear()
@@ -438,7 +439,7 @@ func TestRebaseFiles(t *testing.T) {
 	dir := t.TempDir()
 	old, next := runOf(t, "1"), runOf(t, "2")
 	f.push(host+"/run:1", next)
-	app := imagetest.App{Run: old, Image: host + "/run:1", Reference: "r"}.Make(t)
+	app := reference.App{Run: old, Image: host + "/run:1", Reference: "r"}.Make(t)
 	layout := archive.Layout{Dir: filepath.Join(dir, "layout")}
 	f.ok(layout.Write(t.Context(), "app", app))
 	f.ok(layout.Write(t.Context(), "other", old))
@@ -479,7 +480,7 @@ func TestRebaseRefuses(t *testing.T) {
 	host, _ := f.registry()
 	dir := t.TempDir()
 	run := runOf(t, "1")
-	app := imagetest.App{Run: run, Image: host + "/run:1", Reference: "r"}.Make(t)
+	app := reference.App{Run: run, Image: host + "/run:1", Reference: "r"}.Make(t)
 	f.push(host+"/run:1", runOf(t, "2"))
 	tag, err := name.NewTag(host + "/multi:1")
 	f.ok(err)
@@ -556,7 +557,7 @@ func TestRebasePrevious(t *testing.T) {
 	f := newFleet(t)
 	host, _ := f.registry()
 	f.push(host+"/run:1", runOf(t, "2"))
-	before := f.push(host+"/app:old", imagetest.App{Run: runOf(t, "1"), Image: host + "/run:1", Reference: "r"}.Make(t))
+	before := f.push(host+"/app:old", reference.App{Run: runOf(t, "1"), Image: host + "/run:1", Reference: "r"}.Make(t))
 	r := f.all("rebased", RebaseRequest{Images: []string{host + "/app:new"}, Previous: host + "/app:old", Publish: true})[0]
 	if f.digest(f.pull(host+"/app:old")) != before || f.digest(f.pull(host+"/app:new")) != r.After || r.Before != before {
 		t.Errorf("%+v", r)
@@ -575,7 +576,7 @@ func TestRebasePlan(t *testing.T) {
 	old, next := runOf(t, "1"), runOf(t, "2")
 	f.push(host+"/run:1", next)
 	for i := range 3 {
-		f.push(fmt.Sprintf("%s/app%d", host, i), imagetest.App{Run: old, Image: host + "/run:1", Reference: "old", Files: map[string]string{"n": fmt.Sprint(i)}}.Make(t))
+		f.push(fmt.Sprintf("%s/app%d", host, i), reference.App{Run: old, Image: host + "/run:1", Reference: "old", Files: map[string]string{"n": fmt.Sprint(i)}}.Make(t))
 	}
 	seen.clear()
 	req := RebaseRequest{Images: []string{host + "/app0", host + "/app1", host + "/app2"}, Publish: true, DryRun: true}
@@ -641,7 +642,7 @@ func TestRebaseStops(t *testing.T) {
 	var names []string
 	for i := range 4 {
 		names = append(names, fmt.Sprintf("%s/app%d", host, i))
-		f.push(names[i], imagetest.App{Run: runOf(t, "1"), Image: host + "/run:1", Reference: "r", Files: map[string]string{"n": fmt.Sprint(i)}}.Make(t))
+		f.push(names[i], reference.App{Run: runOf(t, "1"), Image: host + "/run:1", Reference: "r", Files: map[string]string{"n": fmt.Sprint(i)}}.Make(t))
 	}
 	results, err := f.Rebase(ctx, RebaseRequest{Images: names, Publish: true, Jobs: 1, Pull: PullAlways})
 	if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "stopped after 2 of 4 images") {

@@ -17,8 +17,8 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/archive"
 	"github.com/kilnbuild/kiln/internal/image"
-	"github.com/kilnbuild/kiln/internal/image/imagetest"
 	"github.com/kilnbuild/kiln/internal/spec"
+	"github.com/kilnbuild/kiln/test/reference"
 )
 
 // tree lists what is below dir, links with where they lead.
@@ -45,7 +45,7 @@ func listing(t *testing.T, dir string) (list []string) {
 func TestDownloadSBOM(t *testing.T) {
 	f := newFleet(t)
 	host, seen := f.registry()
-	app := imagetest.App{Run: runOf(t, "1"), Image: "run", Reference: "r"}.Make(t)
+	app := reference.App{Run: runOf(t, "1"), Image: "run", Reference: "r"}.Make(t)
 	f.push(host+"/app", app)
 	f.ok(f.Store.Write(t.Context(), "app", app))
 	dir := t.TempDir()
@@ -91,7 +91,7 @@ func TestDownloadSBOMRefuses(t *testing.T) {
 	f := newFleet(t)
 	plain := runOf(t, "1")
 	with := func(change func(string) string, config func(*v1.ConfigFile)) v1.Image {
-		return imagetest.App{Run: plain, Image: "run", Reference: "r", Label: change, Config: config}.Make(t)
+		return reference.App{Run: plain, Image: "run", Reference: "r", Label: change, Config: config}.Make(t)
 	}
 	sbom := func(value string) func(string) string {
 		return func(s string) string {

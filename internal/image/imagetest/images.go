@@ -71,6 +71,22 @@ func DockerShapes() []Shape {
 	}}}
 }
 
+// AsDocker is an image of gzip layers under Docker's media types.
+func AsDocker(t testing.TB, img v1.Image) v1.Image {
+	t.Helper()
+	layers := must(img.Layers())(t)
+	var adds []mutate.Addendum
+	for _, h := range must(img.ConfigFile())(t).History {
+		add := mutate.Addendum{History: h}
+		if !h.EmptyLayer {
+			add.Layer, layers = docker{layers[0]}, layers[1:]
+		}
+		adds = append(adds, add)
+	}
+	out := must(mutate.Append(empty.Image, adds...))(t)
+	return must(mutate.ConfigFile(out, must(img.ConfigFile())(t)))(t)
+}
+
 // Zstd makes an image with one zstd layer.
 func Zstd(t *testing.T) v1.Image {
 	body := Tar(t, 9000)
@@ -141,7 +157,7 @@ func Layer(t *testing.T, body []byte) v1.Layer {
 }
 
 // Gzip makes a compressed layer of a tar.
-func Gzip(t *testing.T, body []byte) v1.Layer {
+func Gzip(t testing.TB, body []byte) v1.Layer {
 	t.Helper()
 	var b bytes.Buffer
 	w := gzip.NewWriter(&b)
@@ -254,8 +270,8 @@ func withCancel(t *testing.T) (context.Context, context.CancelFunc) {
 	return context.WithCancel(t.Context())
 }
 
-func must[T any](v T, err error) func(*testing.T) T {
-	return func(t *testing.T) T {
+func must[T any](v T, err error) func(testing.TB) T {
+	return func(t testing.TB) T {
 		t.Helper()
 		if err != nil {
 			t.Fatal(err)
