@@ -23,11 +23,13 @@ import (
 
 	"github.com/kilnbuild/kiln/internal/event"
 	"github.com/kilnbuild/kiln/internal/image"
+	"github.com/kilnbuild/kiln/internal/image/imagetest"
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/platform"
 	"github.com/kilnbuild/kiln/internal/sandbox"
 	"github.com/kilnbuild/kiln/internal/spec"
 	"github.com/kilnbuild/kiln/internal/store"
+	"github.com/kilnbuild/kiln/test/reference"
 )
 
 // result is what a user has from one command line.
@@ -313,6 +315,28 @@ func withImages(t *testing.T) string {
 		}
 	}
 	return dir
+}
+
+// An image that the reference lifecycle made is shown as one of ours.
+func TestInspectTheReferences(t *testing.T) {
+	dir := t.TempDir()
+	st, err := store.Open(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	app := reference.App{Run: reference.Run(t, nil, map[string]string{"/base": "1"}), Image: "registry.example/run:1", Reference: "registry.example/run@sha256:1"}.Make(t)
+	err = errors.Join(st.Write(t.Context(), "oci", app), st.Write(t.Context(), "docker", imagetest.AsDocker(t, app)), st.Close())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"oci", "docker"} {
+		text, doc := run(t, dir, "inspect", name), run(t, dir, "inspect", "--json", name)
+		for _, want := range []string{"acme/a", "1.0.0", "registry.example/run:1", "web", "/workspace/app.txt", "dep"} {
+			if !strings.Contains(text.stdout, want) || !strings.Contains(doc.stdout, want) {
+				t.Errorf("%s: %q is not shown:\n%s%s", name, want, text.stdout, text.stderr)
+			}
+		}
+	}
 }
 
 // Programs read these: a change of a shape is a change for them.

@@ -11,11 +11,13 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	ggcr "github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"golang.org/x/sys/unix"
 
 	"github.com/kilnbuild/kiln/internal/image/imagetest"
@@ -31,6 +33,7 @@ type shared struct {
 	*world
 	host    string
 	run     v1.Image
+	created time.Time     // by SOURCE_DATE_EPOCH, if that is set
 	uploads *atomic.Int64 // blobs that were sent to the registry
 }
 
@@ -85,7 +88,7 @@ func (s shared) theirs(api string) reference.Exported {
 	}
 	return reference.Build{
 		Layers: s.path("layers"), App: s.path("workspace"), UID: os.Getuid(), GID: os.Getuid(), PlatformAPI: api,
-		Run: s.run, RunName: s.host + "/run:1", RunReference: analyzed.RunImage.Reference, Launcher: []byte(s.read("launcher")),
+		Run: s.run, RunName: s.host + "/run:1", RunReference: analyzed.RunImage.Reference, Launcher: []byte(s.read("launcher")), Created: s.created,
 	}.Export(s.T)
 }
 
@@ -98,9 +101,6 @@ func (s shared) under(api string, more ...string) string {
 	s.mkdir("layers")
 	var said strings.Builder
 	for _, argv := range s.phases(s.host, more...) {
-		if api == "0.14" && argv[0] == detector {
-			argv = append(argv, "-run", s.path("run.toml"))
-		}
 		s.want(0, s.runAs(api, argv[0], argv[1:]...))
 		said.WriteString(s.stdout.String())
 	}
@@ -114,7 +114,17 @@ func sharedRuns(t *testing.T) map[string]v1.Image {
 		cf.Config.Env = append(cf.Config.Env, "OF_BASE=1")
 		cf.Config.Labels = map[string]string{spec.BaseDistroNameLabel: "debian", spec.BaseDistroVersionLabel: "12", spec.RebasableLabel: "true"}
 	}, map[string]string{"/etc/base": "1"}, map[string]string{"/usr/base": "2"})
-	return map[string]v1.Image{"OCI": oci, "Docker": imagetest.AsDocker(t, oci)}
+	cf, err := oci.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cf = cf.DeepCopy()
+	cf.History = nil
+	plain, err := mutate.ConfigFile(oci, cf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return map[string]v1.Image{"OCI": oci, "Docker": imagetest.AsDocker(t, oci), "no history": plain}
 }
 
 // layersOf are the diffIDs of an image, its media types and what its history says.
@@ -140,14 +150,18 @@ func layersOf(t *testing.T, img v1.Image) (ids, kinds []string, history []v1.His
 // TestBytesOfTheReference: from the same directories our exporter makes the
 // layers, config, labels and caches that the reference's makes.
 func TestBytesOfTheReference(t *testing.T) {
-	conform.Covers(t, 128, 129, 130, 135, 137, 138, 139, 140, 141, 142, 147, 151, 161, 163)
+	conform.Covers(t, 128, 129, 130, 135, 137, 138, 139, 140, 141, 142, 147, 150, 151, 161, 163)
 	runs := sharedRuns(t)
-	for kind, api := range map[string]string{"OCI": "0.14", "Docker": "0.15"} {
+	for kind, api := range map[string]string{"OCI": "0.14", "Docker": "0.15", "no history": "0.15"} {
 		t.Run(kind, func(t *testing.T) { bytesOfTheReference(t, newShared(t, runs[kind]), api) })
 	}
 }
 
 func bytesOfTheReference(t *testing.T, s shared, api string) {
+	if api == "0.14" {
+		s.created = time.Unix(1_700_000_000, 0).UTC()
+		s.environ = []string{"SOURCE_DATE_EPOCH=1700000000"}
+	}
 	s.under(api)
 	theirs := s.theirs(api)
 	img, cf := pull(t, s.host+"/me/app:1")

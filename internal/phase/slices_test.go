@@ -8,11 +8,13 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"pgregory.net/rapid"
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/spec"
 	"github.com/kilnbuild/kiln/test/conform"
+	"github.com/kilnbuild/kiln/test/reference"
 )
 
 // divided is what slices mean, path by path: each takes the paths that are still
@@ -90,6 +92,20 @@ func TestSlicesEqualModel(t *testing.T) {
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			r.Fatalf("(-model +sliceApp):\n%s", diff)
+		}
+		var patterns [][]string
+		for _, s := range list {
+			if slices.ContainsFunc(s.Paths, path.IsAbs) {
+				return // which the reference does not know
+			}
+			patterns = append(patterns, s.Paths)
+		}
+		theirs := reference.Slices(t, dir, patterns)
+		for i := range theirs {
+			slices.Sort(theirs[i])
+		}
+		if diff := cmp.Diff(theirs, got, cmpopts.EquateEmpty()); diff != "" {
+			r.Fatalf("(-theirs +sliceApp):\n%s", diff)
 		}
 	})
 }

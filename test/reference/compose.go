@@ -3,6 +3,7 @@ package reference
 import (
 	"slices"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
@@ -46,16 +47,21 @@ type compose struct {
 	platformAPI       string // "none" leaves CNB_PLATFORM_API out
 	parts             []part
 	layers, workspace string
-	process           string // the default one; "" is none
+	process           string    // the default one; "" is none
+	created           time.Time // zero is Epoch
 }
 
 func (c compose) image(t testing.TB, change func(*v1.ConfigFile)) v1.Image {
 	t.Helper()
+	created := v1.Time{Time: c.created}
+	if c.created.IsZero() {
+		created.Time = Epoch
+	}
 	old := before12(c.platformAPI)
 	base := must(c.run.ConfigFile())(t)
 	var adds []mutate.Addendum
 	for _, p := range c.parts {
-		h := v1.History{Created: v1.Time{Time: Epoch}}
+		h := v1.History{Created: created}
 		if !old {
 			h.CreatedBy = p.by
 		}
@@ -68,7 +74,7 @@ func (c compose) image(t testing.TB, change func(*v1.ConfigFile)) v1.Image {
 		if h.EmptyLayer {
 			continue
 		}
-		h.Created = v1.Time{Time: Epoch}
+		h.Created = created
 		if old && i < len(base.History) {
 			h = v1.History{Created: h.Created}
 		}
@@ -77,10 +83,10 @@ func (c compose) image(t testing.TB, change func(*v1.ConfigFile)) v1.Image {
 	if len(history) != len(cf.RootFS.DiffIDs) {
 		history = make([]v1.History, len(cf.RootFS.DiffIDs))
 		for i := range history {
-			history[i].Created = v1.Time{Time: Epoch}
+			history[i].Created = created
 		}
 	}
-	cf.History, cf.Created = history, v1.Time{Time: Epoch}
+	cf.History, cf.Created = history, created
 	cf.Config.WorkingDir, cf.Config.Entrypoint, cf.Config.Cmd = c.workspace, []string{"/cnb/lifecycle/launcher"}, nil
 	if c.process != "" {
 		cf.Config.Entrypoint = []string{"/cnb/process/" + c.process}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
@@ -68,6 +69,7 @@ type Build struct {
 	Mirrors      []string
 	RunReference string
 	Launcher     []byte
+	Created      time.Time // SOURCE_DATE_EPOCH; zero is Epoch
 }
 
 // Exported is what it makes of that.
@@ -111,7 +113,7 @@ func (b Build) Export(t testing.TB) Exported {
 	e.out.Label.Stack = &Stack{}
 	e.out.Label.Stack.RunImage.Image, e.out.Label.Stack.RunImage.Mirrors = b.RunName, b.Mirrors
 	e.out.Image = compose{
-		run: b.Run, platformAPI: b.PlatformAPI, parts: e.parts, layers: b.Layers, workspace: b.App, process: metadata.DefaultProcess,
+		run: b.Run, platformAPI: b.PlatformAPI, parts: e.parts, layers: b.Layers, workspace: b.App, process: metadata.DefaultProcess, created: b.Created,
 	}.image(t, func(cf *v1.ConfigFile) {
 		cf.Config.Labels["io.buildpacks.lifecycle.metadata"] = compact(t, e.out.Label)
 		cf.Config.Labels["io.buildpacks.build.metadata"] = fmt.Sprintf(`{"processes":%s,"buildpacks":%s,"launcher":{"version":"0.21.17","source":{"git":{"repository":"github.com/buildpacks/lifecycle","commit":"4bd4b13"}}},"buildpack-default-process-type":%q}`,
@@ -271,46 +273,54 @@ func (e *exporting) app(m Metadata) {
 		e.out.Label.App = append(e.out.Label.App, SHA{e.add("Application Layer", e.dir(e.App))})
 		return
 	}
-	left := map[string]bool{}
-	e.walk(e.App, func(rel string) { left[rel] = true })
-	slice := func(paths map[string]bool) {
-		by := fmt.Sprintf("Application Slice: %d", len(e.out.Label.App)+1)
-		tar := Slice(e, e.App, e.App, slices.Collect(maps.Keys(paths)), Above(e, e.App), e.UID, e.GID)
-		e.out.Label.App = append(e.out.Label.App, SHA{e.add(by, tar)})
-	}
+	var patterns [][]string
 	for _, s := range m.Slices {
-		taken := map[string]bool{}
-		for _, pattern := range s.Paths {
-			matches, err := filepath.Glob(filepath.Join(e.App, pattern))
+		patterns = append(patterns, s.Paths)
+	}
+	for i, paths := range Slices(e, e.App, patterns) {
+		tar := Slice(e, e.App, e.App, paths, Above(e, e.App), e.UID, e.GID)
+		e.out.Label.App = append(e.out.Label.App, SHA{e.add(fmt.Sprintf("Application Slice: %d", i+1), tar)})
+	}
+}
+
+// Slices divides an app by globs: the paths of each slice, then what they leave.
+// A slice sees what those before it left; a directory stands for all below it.
+func Slices(t testing.TB, app string, patterns [][]string) (list [][]string) {
+	t.Helper()
+	left := map[string]bool{}
+	walk(t, app, app, func(rel string) { left[rel] = true })
+	for _, slice := range patterns {
+		var taken []string
+		for _, pattern := range slice {
+			matches, err := filepath.Glob(filepath.Join(app, pattern))
 			if err != nil {
-				e.Fatal(err)
+				t.Fatal(err)
 			}
 			for _, match := range matches {
-				e.walk(match, func(rel string) {
+				walk(t, app, match, func(rel string) {
 					if left[rel] {
 						delete(left, rel)
-						taken[rel] = true
+						taken = append(taken, rel)
 					}
 				})
 			}
 		}
-		slice(taken)
+		list = append(list, taken)
 	}
-	left["."] = true
-	slice(left)
+	return append(list, append(slices.Collect(maps.Keys(left)), "."))
 }
 
 // walk names everything at path, relative to the app.
-func (e *exporting) walk(path string, each func(rel string)) {
-	e.Helper()
+func walk(t testing.TB, app, path string, each func(rel string)) {
+	t.Helper()
 	err := filepath.Walk(path, func(path string, _ fs.FileInfo, err error) error {
-		if rel, _ := filepath.Rel(e.App, path); err == nil && rel != "." {
+		if rel, _ := filepath.Rel(app, path); err == nil && rel != "." {
 			each(rel)
 		}
 		return err
 	})
 	if err != nil {
-		e.Fatal(err)
+		t.Fatal(err)
 	}
 }
 
