@@ -102,3 +102,37 @@ func TestFileSizeLimit(t *testing.T) {
 	must(t, "build", "limited", "--path", source, "--buildpack", bp, "--quiet")
 	must(t, "rm", "limited")
 }
+
+// TestFullDiskExtends builds with too little room for what an image extension
+// makes of the builder.
+func TestFullDiskExtends(t *testing.T) {
+	builder, run := tiny(t)
+	source := filetree.New(t, map[string]string{"f": "x"})
+	if out, err := exec.Command("dd", "if=/dev/urandom", "of="+filepath.Join(source, "noise"), "bs=1M", "count=64", "status=none").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	builder = extended(t, builder, "printf 'ARG base_image\\nFROM ${base_image}\\nCOPY noise /noise\\n' > $CNB_OUTPUT_DIR/build.Dockerfile\n")
+	disk := t.TempDir()
+	r := inNamespace(t, `
+disk=$1; shift
+mount -t tmpfs -o size=600m disk "$disk"
+mkdir -m 700 "$disk/store"
+export KILN_STORE="$disk/store"
+fallocate -l 340m "$disk/ballast"
+code=0
+"$@" 2>&1 || code=$?
+echo "== exit $code, scratch $(ls "$disk/store/tmp" | wc -l), $(kiln images -q | wc -l) images"
+rm "$disk/ballast"
+"$@"
+kiln store check
+`, disk, "kiln", "build", "full", "--path", source, "--builder", builder, "--run-image", run)
+	if r.code != 0 {
+		t.Fatalf("exit %d\n%s%s", r.code, r.out, r.err)
+	}
+	said, _, _ := strings.Cut(r.out, "== exit 7, scratch 0, 0 images\n")
+	for _, want := range []string{"build.Dockerfile:3: COPY noise /noise: ", "no space left on device", "error: disk of store " + disk + "/store is full", "\nhint: free some space there"} {
+		if !strings.Contains(said, want) {
+			t.Errorf("there is no %q in\n%s", want, r.out)
+		}
+	}
+}

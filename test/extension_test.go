@@ -2,13 +2,19 @@ package test
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"io/fs"
 	"maps"
+	"os"
+	"os/exec"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -162,6 +168,54 @@ func TestRebaseExtended(t *testing.T) {
 		}
 		if said := must(t, "run", name, "--", "sh", "-c", "for f in newer extension; do read -r x < /etc/$f || :; echo $x; done"); said != "newer\nextension" {
 			t.Errorf("%q: the rebased image has %q", label, said)
+		}
+	}
+}
+
+// TestExtensionInterrupted presses Ctrl-C in the middle of a command of an
+// extension, and kills kiln there: no process, mount or scratch is left, and
+// nothing of that command is believed to be done.
+func TestExtensionInterrupted(t *testing.T) {
+	builder, run := tiny(t)
+	builder = extended(t, builder, "cp build.Dockerfile $CNB_OUTPUT_DIR/\n")
+	source := func(command string) string {
+		return filetree.New(t, map[string]string{"build.Dockerfile": "ARG base_image\nFROM ${base_image}\nUSER root\nRUN echo done > /done\nRUN " + command + "\n"})
+	}
+	for i, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGKILL} {
+		word := strconv.Itoa(33_000_000 + i*1000 + os.Getpid()%1000)
+		slow := source("echo half > /half; (trap : TERM; exec sleep " + word + ") & sleep " + word)
+		cmd := kilnCommand(t.Context(), t, "build", "interrupted-extension", "--path", slow, "--run-image", run, "--builder", builder)
+		var out bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &out
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for range 1000 {
+			if len(processesWith(t, word)) >= 3 { // both, and their shell
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		began := time.Now()
+		if err := cmd.Process.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+		err := cmd.Wait()
+		if took := time.Since(began); took > 8*time.Second {
+			t.Errorf("%s: it took %v to stop", sig, took)
+		}
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || sig == syscall.SIGINT && (exit.ExitCode() != 130 || !strings.Contains(out.String(), "stopped by")) {
+			t.Errorf("%s: %v\n%s", sig, err, out.String())
+		}
+		if gc, err := kilnCommand(t.Context(), t, "store", "gc").CombinedOutput(); err != nil {
+			t.Errorf("gc: %v\n%s", err, gc)
+		}
+		nothingLeft(t, word)
+		// What was done before is known, and nothing else.
+		r := kiln(t, "build", "interrupted-extension", "--path", source("test ! -e /half"), "--run-image", run, "--builder", builder)
+		if r.code != 0 || !strings.Contains(r.out, "RUN echo done > /done (cached)") || strings.Contains(r.out, "/half (cached)") != (i > 0) {
+			t.Errorf("%s: afterwards: exit code %d\n%s%s", sig, r.code, r.out, r.err)
 		}
 	}
 }

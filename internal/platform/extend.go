@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -45,6 +46,9 @@ func (b *build) extend(ctx context.Context, step Step) error {
 	err := lifecycle.Do(ctx, step.Phase, step.Args, step.Env, lifecycle.Host{
 		Events: b.tally, Dirs: b.dirs(step), Places: b.places, Extender: x,
 	})
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("disk of store %s is full: %w", b.Store.Dir(), err)
+	}
 	if err != nil || x.Extended == nil {
 		return err
 	}
