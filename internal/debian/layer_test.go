@@ -128,11 +128,15 @@ func TestReadLayerIsBounded(t *testing.T) {
 // TestHostileLayers: whatever a layer is, reading it ends, and only what is
 // called a list of packages is one.
 func TestHostileLayers(t *testing.T) {
-	layertest.Each(t, func(t *testing.T, a layertest.Archive, c *layertest.Canary) {
-		if l, err := ReadLayer(t.Context(), bytes.NewReader(a.Tar(c.Outside))); err == nil && len(l.Versions()) > 0 {
-			t.Errorf("it has packages: %v", l.Versions())
+	for _, a := range layertest.Archives() { // nothing is written, so none has a canary of its own
+		if l, err := ReadLayer(t.Context(), bytes.NewReader(a.Tar("/outside"))); err == nil && len(l.Versions()) > 0 {
+			t.Errorf("%s has packages: %v", a.Name, l.Versions())
 		}
-	})
+	}
+}
+
+// TestBombs: reading what has no end ends.
+func TestBombs(t *testing.T) {
 	layertest.Defuse(t, func(t *testing.T, b layertest.Bomb) {
 		if _, err := readLayer(t.Context(), b.Open(), layer.Limits{Entries: 1000, Bytes: 16 << 20}); !errors.Is(err, layer.ErrLimit) {
 			t.Errorf("error %v, want ErrLimit", err)

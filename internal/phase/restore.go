@@ -301,8 +301,15 @@ func (r *restorer) mkdir(m *restoring) error {
 	}
 	err := r.root.Mkdir(m.dir, layersDirMode)
 	if errors.Is(err, fs.ErrExist) {
-		m.made = true
-		return nil
+		fi, serr := r.root.Lstat(m.dir)
+		if serr == nil && fi.IsDir() {
+			m.made = true
+			return nil
+		}
+		// Foreign code has been here: a link goes, and what it leads to stays.
+		if err = errors.Join(serr, r.root.Remove(m.dir)); err == nil {
+			err = r.root.Mkdir(m.dir, layersDirMode)
+		}
 	}
 	if err == nil {
 		err = r.root.Chmod(m.dir, layersDirMode)
@@ -333,42 +340,6 @@ func (r *restorer) write(m *restoring, file string, body []byte) error {
 // are unpacked aside and checked first, and moved when they are whole.
 func Extract(layers Tree) Place {
 	return func(ctx context.Context, rel string, l v1.Layer) error {
-		aside, err := os.MkdirTemp(layers.Upper, ".restore-*")
-		if err != nil {
-			return err
-		}
-		defer func() { _ = layer.Remove(aside) }()
-		if err := unpack(ctx, l, aside); err != nil {
-			return err
-		}
-		// What is at the path may be a link, so may what leads to it.
-		from, err := layer.Stack{Upper: aside}.Path(layers.inImage(rel))
-		if err != nil {
-			return err
-		}
-		to := filepath.Join(layers.Upper, filepath.FromSlash(rel))
-		if err := layer.Remove(to); err != nil {
-			return err
-		}
-		return move(from, to)
+		return withUnpacked(ctx, l, layers, func(a *aside) error { return a.moveOut(layers.inImage(rel), rel) })
 	}
-}
-
-// move renames a file or directory that this process owns. A directory that
-// gets another parent must be writable for that.
-func move(from, to string) error {
-	fi, err := os.Lstat(from)
-	if err != nil {
-		return err
-	}
-	if !fi.IsDir() || fi.Mode()&0o200 != 0 {
-		return os.Rename(from, to)
-	}
-	if err := os.Chmod(from, fi.Mode()|0o200); err != nil {
-		return err
-	}
-	if err := os.Rename(from, to); err != nil {
-		return err
-	}
-	return os.Chmod(to, fi.Mode())
 }

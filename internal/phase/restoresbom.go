@@ -34,11 +34,7 @@ func restoreSBOM(ctx context.Context, previous v1.Image, md spec.LifecycleMetada
 	if err != nil {
 		return err
 	}
-	return withUnpacked(ctx, l, layers, func(aside layer.Stack) error {
-		from, err := aside.Path(layers.inImage(launchSBOMs))
-		if err != nil {
-			return err
-		}
+	return withUnpacked(ctx, l, layers, func(a *aside) error {
 		to := filepath.Join(layers.Upper, sbomDir)
 		if err := layer.Remove(to); err != nil {
 			return err
@@ -46,21 +42,8 @@ func restoreSBOM(ctx context.Context, previous v1.Image, md spec.LifecycleMetada
 		if err := os.Mkdir(to, 0o755); err != nil {
 			return err
 		}
-		return move(from, filepath.Join(to, "launch"))
+		return a.moveOut(layers.inImage(launchSBOMs), launchSBOMs)
 	})
-}
-
-// withUnpacked unpacks a layer beside the layers and shows it to use.
-func withUnpacked(ctx context.Context, l v1.Layer, layers Tree, use func(layer.Stack) error) error {
-	aside, err := os.MkdirTemp(layers.Upper, ".restore-*")
-	if err != nil {
-		return err
-	}
-	defer func() { _ = layer.Remove(aside) }()
-	if err := unpack(ctx, l, aside); err != nil {
-		return err
-	}
-	return use(layer.Stack{Upper: aside})
 }
 
 // The layers of SBOMs, as Known has them.
@@ -119,8 +102,8 @@ func (r *restorer) restoreSBOMLayer(ctx context.Context, rel, diffID string, l v
 			return r.copySBOMs(view, rel)
 		}
 	}
-	return withUnpacked(ctx, l, r.layers, func(aside layer.Stack) error {
-		return r.copySBOMs(aside, r.layers.inImage(rel))
+	return withUnpacked(ctx, l, r.layers, func(a *aside) error {
+		return r.copySBOMs(a.view(), r.layers.inImage(rel))
 	})
 }
 

@@ -89,9 +89,12 @@ func (b *build) keep(ctx context.Context) error {
 
 // adopt moves a layer's directory out of the upper and into the store.
 func (b *build) adopt(ctx context.Context, rel, diffID string) error {
-	from := filepath.Join(b.layers.Upper, filepath.FromSlash(rel))
-	if fi, err := os.Lstat(from); err != nil || !fi.IsDir() {
+	from, err := layer.Stack{Upper: b.layers.Upper}.Path(rel)
+	if err != nil {
 		return nil // a layer that was reused without contents
+	}
+	if fi, err := os.Lstat(from); err != nil || !fi.IsDir() {
+		return nil
 	}
 	if _, below := b.restored.dirs[rel]; below {
 		if whole, err := layer.Opaque(from); err != nil || !whole {
