@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"path"
@@ -43,7 +44,13 @@ func extractFile(root *os.Root, name string, r io.Reader) error {
 	if err := root.MkdirAll(path.Dir(name), 0o755); err != nil {
 		return err
 	}
-	f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	const flags = os.O_WRONLY | os.O_CREATE | os.O_EXCL
+	f, err := root.OpenFile(name, flags, 0o644)
+	if errors.Is(err, fs.ErrExist) { // an earlier entry's, or somebody's who must not make us wait
+		if err = root.Remove(name); err == nil {
+			f, err = root.OpenFile(name, flags, 0o644)
+		}
+	}
 	if err != nil {
 		return err
 	}

@@ -1,103 +1,19 @@
 package lifecycle
 
 import (
-	"fmt"
 	"io"
 	"io/fs"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/kilnbuild/kiln/internal/layer"
 	"github.com/kilnbuild/kiln/internal/layer/layertest"
 	"github.com/kilnbuild/kiln/test/conform"
 )
-
-// racer is foreign code that still runs: for as long as it does, files and
-// directories of the build are something else for a moment, again and again.
-type racer struct {
-	rand  *rand.Rand
-	dirs  []string // whose content is exchanged
-	aside string   // where the other things are
-	swaps int
-}
-
-// others makes what takes the places: links to what is outside, pipes, files
-// of its own.
-func (r *racer) others(c *layertest.Canary) (list []string) {
-	add := func(make func(name string) error) {
-		name := filepath.Join(r.aside, fmt.Sprint(len(list)))
-		if make(name) == nil {
-			list = append(list, name)
-		}
-	}
-	for _, to := range []string{c.Outside, c.Outside + "/canary", c.Outside + "/dir", c.Outside + "/open", c.Outside + "/shared/file", c.Outside + "/new", "/dev/zero", "self"} {
-		add(func(name string) error { return os.Symlink(to, name) })
-	}
-	add(func(name string) error { return syscall.Mkfifo(name, 0o666) })
-	add(func(name string) error { return os.Mkdir(name, 0o755) })
-	add(func(name string) error { return os.WriteFile(name, []byte("forged"), 0o644) })
-	add(func(name string) error { return unix.Mknod(name, unix.S_IFCHR|0o666, int(unix.Mkdev(1, 5))) }) // zeros without end, for root
-	return list
-}
-
-// run exchanges until stop is closed, and puts everything back.
-func (r *racer) run(others []string, stop <-chan struct{}) {
-	for {
-		select {
-		case <-stop:
-			return
-		default:
-		}
-		victims := r.victims()
-		if len(victims) == 0 {
-			continue
-		}
-		// One at a time, as fast as it goes: between a look and the use of what
-		// was seen there are microseconds.
-		r.exchange(victims[r.rand.IntN(len(victims))], others[r.rand.IntN(len(others))], 2*(1+r.rand.IntN(2000)))
-	}
-}
-
-// exchange exchanges two files, n times or until one of them is gone.
-func (r *racer) exchange(victim, other string, n int) {
-	parent, err := unix.Openat2(unix.AT_FDCWD, filepath.Dir(victim), &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS})
-	if err != nil {
-		return // or it would be this test's doing what happens outside
-	}
-	defer unix.Close(parent)
-	for range n {
-		if unix.Renameat2(parent, filepath.Base(victim), unix.AT_FDCWD, other, unix.RENAME_EXCHANGE) != nil {
-			return
-		}
-		r.swaps++
-	}
-}
-
-// victims are what is there, directories many times: more depends on them, and
-// without a document a phase soon ends.
-func (r *racer) victims() (list []string) {
-	for _, dir := range r.dirs {
-		filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
-			if err == nil && path != dir && len(list) < 1000 {
-				list = append(list, path)
-				if e.IsDir() {
-					list = append(list, slices.Repeat([]string{path}, 10)...)
-				}
-			}
-			return nil
-		})
-	}
-	return list
-}
 
 // TestForeignCodeStillRuns: phases that hold credentials, in containers that share
 // <layers>, the app and the cache with code that is not done yet. Whatever that
@@ -107,13 +23,8 @@ func TestForeignCodeStillRuns(t *testing.T) {
 	w, host, c := newWorld(t), newRegistry(t), layertest.NewCanary(t)
 	w.app(host)
 	w.build(host)
-	const seed = 20261125
 	dirs := []string{w.path("layers"), w.path("workspace"), w.path("cache")}
-	stop := make(chan struct{})
-	var racing sync.WaitGroup
-	foreign := &racer{rand: rand.New(rand.NewPCG(seed, seed)), dirs: dirs, aside: t.TempDir()}
-	others := foreign.others(c)
-	racing.Go(func() { foreign.run(others, stop) })
+	foreign, stop := layertest.Race(t, c, dirs...)
 
 	own := w.host
 	mapped := own
@@ -140,12 +51,11 @@ func TestForeignCodeStillRuns(t *testing.T) {
 			}
 		}
 	}
-	close(stop)
-	racing.Wait()
+	stop()
 	c.Check(t)
-	t.Logf("%d phases, %d exports, %d exchanges", ran, exported, foreign.swaps)
-	if ran < 6 || foreign.swaps < 1000 {
-		t.Errorf("%d phases and %d exchanges show nothing", ran, foreign.swaps)
+	t.Logf("%d phases, %d exports, %d exchanges", ran, exported, foreign.Swaps)
+	if ran < 6 || foreign.Swaps < 1000 {
+		t.Errorf("%d phases and %d exchanges show nothing", ran, foreign.Swaps)
 	}
 	hasNoSecret(t, host, c)
 	for _, dir := range dirs {
