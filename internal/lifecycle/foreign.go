@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io/fs"
 	"runtime"
+	"strings"
 
 	"github.com/kilnbuild/kiln/internal/env"
+	"github.com/kilnbuild/kiln/internal/event"
 	"github.com/kilnbuild/kiln/internal/phase"
 	"github.com/kilnbuild/kiln/internal/sandbox"
 	"github.com/kilnbuild/kiln/internal/spec"
@@ -39,8 +41,20 @@ func (h Host) detect(ctx context.Context, in inputs, environ []string) error {
 		}
 	}
 	set := h.setting(in, analyzed, environ)
-	group, plan, err := phase.Detect(ctx, runner, in.dirs(), set, order, h.Events)
+	var tried []event.GroupTried
+	watched := event.Func(func(e event.Event) {
+		if g, ok := e.(event.GroupTried); ok {
+			tried = append(tried, g)
+		}
+		h.Events.Emit(e)
+	})
+	group, plan, err := phase.Detect(ctx, runner, in.dirs(), set, order, watched)
 	if err != nil {
+		if in.logFormat != "json" { // whoever reads that has the groups themselves
+			for line := range strings.Lines(event.Explain(tried)) {
+				h.Events.Emit(event.Message{Level: event.Info, Text: strings.TrimRight(line, "\n")})
+			}
+		}
 		return err
 	}
 	found := phase.Detected{Group: group, Plan: plan, Analyzed: analyzed}

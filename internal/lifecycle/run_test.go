@@ -186,6 +186,17 @@ func TestDetectFails(t *testing.T) {
 			t.Errorf("%s was written", name)
 		}
 	}
+	// Why is told without -log-level debug: here the place of a fault in a plan.
+	w.buildpack("second", "#!/bin/sh\nprintf '[[requires]]\\nname = 3\\n' > \"$CNB_BUILD_PLAN_PATH\"\n", "#!/bin/sh\n")
+	w.want(spec.ExitDetectError, w.run(detector))
+	if out := w.stdout.String(); !strings.Contains(out, "build plan of second@1.0.0:2:1: requires[0].name: must be a string, not an integer") {
+		t.Errorf("%s%s", out, w.stderr.String())
+	}
+	w.want(spec.ExitDetectError, w.run(detector, "-log-level", "error"))
+	if out := w.stdout.String(); out != "" {
+		t.Errorf("-log-level error: %s", out)
+	}
+	w.buildpack("second", "#!/bin/sh\nexit 100\n", "#!/bin/sh\n")
 	if err := os.Remove(w.path("order.toml")); err != nil {
 		t.Fatal(err)
 	}

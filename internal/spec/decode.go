@@ -68,9 +68,13 @@ func tooMuch(b []byte) string {
 	return ""
 }
 
+// unmarked is a document without the byte order mark that some editors put first.
+func unmarked(b []byte) []byte { return bytes.TrimPrefix(b, []byte("\ufeff")) }
+
 // decode reads a TOML document into v, a pointer to struct. Keys that v does
 // not know are ignored: later versions of the specification may add some.
 func decode(b []byte, name string, v any) (document, error) {
+	b = unmarked(b)
 	d := document{name, b}
 	if msg := tooMuch(b); msg != "" {
 		return d, &DocumentError{File: name, Msg: msg}
@@ -88,7 +92,7 @@ func Decode(b []byte, name string, v any) error {
 	if err != nil {
 		return err
 	}
-	strict := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields()
+	strict := toml.NewDecoder(bytes.NewReader(d.bytes)).DisallowUnknownFields()
 	err = strict.Decode(reflect.New(typeOf(v)).Interface())
 	if unknown, ok := errors.AsType[*toml.StrictMissingError](err); ok && len(unknown.Errors) > 0 {
 		e := &unknown.Errors[0]

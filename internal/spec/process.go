@@ -186,6 +186,7 @@ func ReadExecD(b []byte, name string) (map[string]string, error) {
 	if msg := tooMuch(b); msg != "" {
 		return nil, &DocumentError{File: name, Msg: msg}
 	}
+	b = unmarked(b)
 	d := document{name, b}
 	if err := toml.Unmarshal(b, &tree); err != nil {
 		return nil, d.syntax(err)

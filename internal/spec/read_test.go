@@ -137,6 +137,29 @@ func TestReadErrors(t *testing.T) {
 	}
 }
 
+// A byte order mark and the line ends of Windows are read as nothing, and do not
+// move what is told of a fault.
+func TestMarkedDocuments(t *testing.T) {
+	const text = "[[order]]\r\n[[order.group]]\r\nid = 'a'\r\nversion = '1'\r\n"
+	o, err := ReadOrder([]byte("\ufeff"+text), "order.toml")
+	if err != nil || len(o.Order) != 1 || o.Order[0].Group[0].ID != "a" {
+		t.Errorf("%+v, %v", o, err)
+	}
+	_, err = ReadOrder([]byte("\ufeff"+strings.Replace(text, "'a'", "3", 1)), "order.toml")
+	if err == nil || !strings.HasPrefix(err.Error(), "order.toml:3:1: order[0].group[0].id") {
+		t.Error(err)
+	}
+	if vars, err := ReadExecD([]byte("\ufeffA = 'b'\r\n"), "exec.d"); err != nil || vars["A"] != "b" {
+		t.Errorf("%v, %v", vars, err)
+	}
+	for _, bad := range []string{"\ufeff\ufeffa = 1", "\xff\xfea\x00", "a = 1\x00", "a = \"\x00\""} {
+		_, err := ReadOrder([]byte(bad), "order.toml")
+		if err == nil || !strings.HasPrefix(err.Error(), "order.toml:1:") {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
 func TestDocumentSize(t *testing.T) {
 	big := strings.Repeat("#", MaxDocument+1)
 	for name, read := range readers {
