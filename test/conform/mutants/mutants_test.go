@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/kilnbuild/kiln/test/conform"
 )
 
 const root = "../../.."
@@ -15,13 +17,26 @@ func TestMutantsApply(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	planted := map[int]bool{}
 	for _, m := range mutants {
+		for _, n := range m.requirements {
+			planted[n] = true
+		}
 		if _, err := m.apply(root); err != nil {
 			t.Error(err)
 		}
 		tests, err := filepath.Glob(filepath.Join(root, m.pkg, "*_test.go"))
 		if err != nil || len(tests) == 0 {
 			t.Errorf("%s: %s has no tests", m, m.pkg)
+		}
+	}
+	all, err := conform.Requirements()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range all {
+		if !planted[r.Number] && r.Answer == "" {
+			t.Errorf("requirement %d has no mutant: nothing shows that its tests can fail (%s)", r.Number, r.Text)
 		}
 	}
 }
