@@ -263,3 +263,41 @@ func TestPlanIsPure(t *testing.T) {
 		t.Fatal("internal/platform/plan.go is gone")
 	}
 }
+
+// TestOnlyOneReaderOfLayers: what anybody may have written is read by layer.Reader,
+// which has bounds. The others read what is signed or our own, or seek in a file.
+func TestOnlyOneReaderOfLayers(t *testing.T) {
+	others := map[string]string{
+		"internal/layer/reader.go":     "it is the one",
+		"internal/archive/tarfile.go":  "it seeks in a file, of which it reads names",
+		"internal/debian/build.go":     "packages, which are signed, by way of a bounded reader",
+		"internal/debian/deb.go":       "as above",
+		"internal/debian/prefix.go":    "as above",
+		"internal/dockerfile/put.go":   "what writeSources has written",
+		"internal/dockerfile/mount.go": "as above",
+	}
+	found := map[string]bool{}
+	parsed(t, []string{"internal", "cmd", "buildpacks"}, func(file string, f *ast.File) {
+		if strings.HasSuffix(f.Name.Name, "test") {
+			return // what tests are helped by
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			sel, ok := n.(*ast.SelectorExpr)
+			if !ok || sel.Sel.Name != "NewReader" {
+				return true
+			}
+			if pkg, ok := sel.X.(*ast.Ident); ok && pkg.Name == "tar" {
+				found[file] = true
+			}
+			return true
+		})
+	})
+	for file := range found {
+		if others[strings.TrimPrefix(file, "../")] == "" {
+			t.Errorf("%s has a tar.Reader: read layers of others with layer.NewReader", file)
+		}
+	}
+	if len(found) != len(others) {
+		t.Errorf("readers are in %v, want them in %v", found, others)
+	}
+}

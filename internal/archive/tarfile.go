@@ -108,6 +108,9 @@ type tarEntry struct {
 // of an image has three entries for each layer at most, and a few more.
 const maxEntries = 10000
 
+// maxTarName bounds a name or a link in it, in bytes; those in use have 100.
+const maxTarName = 4096
+
 // openTar waits for nobody to write to a pipe.
 func openTar(file string) (*os.File, error) {
 	return os.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK, 0)
@@ -140,6 +143,12 @@ func indexTar(ctx context.Context, file string) (*tarIndex, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read tar: %w", err)
 		}
+		if len(h.Name) > maxTarName || len(h.Linkname) > maxTarName {
+			return nil, fmt.Errorf("read tar: a name of more than %d bytes: %.100q", maxTarName, h.Name)
+		}
+		if isSparse(h) {
+			return nil, fmt.Errorf("read tar: %q is a sparse file", h.Name)
+		}
 		off, err := f.Seek(0, io.SeekCurrent) // the reader does not read ahead
 		if err != nil {
 			return nil, err
@@ -157,6 +166,16 @@ func indexTar(ctx context.Context, file string) (*tarIndex, error) {
 			return nil, fmt.Errorf("read tar: more than %d files in it", maxEntries)
 		}
 	}
+}
+
+// isSparse tells whether the bytes of an entry are other ones than its file's.
+func isSparse(h *tar.Header) bool {
+	for record := range h.PAXRecords {
+		if strings.HasPrefix(record, "GNU.sparse.") {
+			return true
+		}
+	}
+	return h.Typeflag == tar.TypeGNUSparse
 }
 
 func isCompressed(magic []byte) bool {

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/kilnbuild/kiln/internal/sandbox"
+	"github.com/kilnbuild/kiln/test/conform"
 )
 
 func TestWhatIsKeptFromForeignCode(t *testing.T) {
@@ -38,6 +39,7 @@ func TestWhatIsKeptFromForeignCode(t *testing.T) {
 
 // TestWhatIsHiddenFromForeignCode: where credentials are that this process would look for.
 func TestWhatIsHiddenFromForeignCode(t *testing.T) {
+	conform.Covers(t, 207)
 	environ := []string{"HOME=/home/cnb", "DOCKER_CONFIG=/creds", "REGISTRY_AUTH_FILE=/auth", "DOCKER_CERT_PATH=/certs", "XDG_RUNTIME_DIR=/run/user/1000"}
 	want := []string{"/creds/config.json", "/home/cnb/.docker/config.json", "/auth", "/run/user/1000/containers/auth.json", "/home/cnb/.config/containers/auth.json", "/certs"}
 	if got := inPlace(inputs{}, environ).Hidden; !slices.Equal(got, want) {

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/kilnbuild/kiln/test/conform"
 )
 
 // inPlace runs a probe in place and wants what it prints.
@@ -90,6 +92,7 @@ func TestInPlaceFilesAreKept(t *testing.T) {
 
 // TestInPlaceHides: what a command is not to read it does not, by whatever name, and all else it does.
 func TestInPlaceHides(t *testing.T) {
+	conform.Covers(t, 207)
 	f := newFixture(t, Options{})
 	f.mkdir("creds/..data", "creds/tls", "cnb/deep", "layers/one", "lower/home/me/.docker", "lower/srv/other")
 	f.write("creds/..data/config.json", canary())
