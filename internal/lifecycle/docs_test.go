@@ -88,7 +88,8 @@ not, or start the creator as root and let nobody else read them.
 What phases hand over to each other is in files that may be the build user's, and so any buildpack's. The creator, like
 ` + "`kiln build`" + `, goes by what it wrote and read itself, whatever becomes of the files: run image, group, plan, metadata of the
 project. Phases that are processes of their own have nothing but the files: there Landlock keeps them, in the containers
-of the detector and the builder, and a platform where they must be safe without it mounts analyzed.toml read-only in both.
+of the detector and the builder. Without it a platform that does not trust its buildpacks mounts analyzed.toml and group.toml
+read-only for the builder.
 `
 
 // docs/lifecycle.md is the table of inputs, for people.
