@@ -53,7 +53,7 @@ func newShared(t *testing.T, run v1.Image) shared {
 	s.buildpack("second", "#!/bin/sh\necho \"[[requires]]\nname = 'dep'\n[requires.metadata]\nwhen = 2026-01-02\nn = 1.5\n\" > \"$CNB_BUILD_PLAN_PATH\"\n", `#!/bin/sh
 umask 022
 cd "$CNB_LAYERS_DIR"
-for f in kept/file kept.toml both/bin/tool both.toml plain.toml store.toml both.sbom.cdx.json; do test -e $f && echo restored $f; done
+for f in kept/file kept.toml both/bin/tool both.toml plain.toml store.toml both.sbom.cdx.json plain.sbom.cdx.json; do test -e $f && echo restored $f; done
 grep -s answer both.toml store.toml
 mkdir -p kept both/bin both/a both/a-b both/empty plain "both/$(printf 'ünï %0180d' 1)"
 echo kept > kept/file
@@ -64,6 +64,7 @@ truncate -s 70000 both/sparse; chmod 600 both/sparse; chmod 1777 both/empty
 test -e both/fifo || mkfifo both/fifo
 touch -d '2001-02-03 04:05:06.789' both/a/x
 echo '{"bomFormat":"CycloneDX","specVersion":"1.5"}' > both.sbom.cdx.json
+cp both.sbom.cdx.json plain.sbom.cdx.json
 echo plain > plain/file
 printf '[types]\ncache = true\n[metadata]\n' > kept.toml
 printf '[types]\nlaunch = true\ncache = true\n[metadata]\nanswer = 42\nhtml = "<&>"\nf = 1e3\n[[metadata.list]]\na = [1, 2]\n' > both.toml
@@ -112,7 +113,7 @@ func sharedRuns(t *testing.T) map[string]v1.Image {
 	oci := reference.Run(t, func(cf *v1.ConfigFile) {
 		cf.Config.Cmd, cf.Config.Entrypoint, cf.Author, cf.Variant, cf.OSVersion = []string{"sh"}, []string{"init"}, "somebody", "v3", "1.2"
 		cf.Config.Env = append(cf.Config.Env, "OF_BASE=1")
-		cf.Config.Labels = map[string]string{spec.BaseDistroNameLabel: "debian", spec.BaseDistroVersionLabel: "12", spec.RebasableLabel: "true"}
+		cf.Config.Labels = map[string]string{spec.BaseDistroNameLabel: "debian", spec.BaseDistroVersionLabel: "12", spec.RebasableLabel: "true", spec.BaseIDLabel: "com.example.base"}
 	}, map[string]string{"/etc/base": "1"}, map[string]string{"/usr/base": "2"})
 	cf, err := oci.ConfigFile()
 	if err != nil {
@@ -202,7 +203,7 @@ func bytesOfTheReference(t *testing.T, s shared, api string) {
 		t.Errorf("%+v", plan)
 	}
 	analyzed, _ := reference.Read[reference.Analyzed](t, s.path("layers/analyzed.toml"))
-	if r := analyzed.RunImage; r == nil || r.Image != s.host+"/run:1" || r.Target.OS != "linux" || r.Target.ArchVariant != "v3" || r.Target.Distro.Name != "debian" {
+	if r := analyzed.RunImage; r == nil || r.Image != s.host+"/run:1" || r.Target.OS != "linux" || r.Target.ID != "com.example.base" || r.Target.ArchVariant != "v3" || r.Target.Distro.Name != "debian" {
 		t.Errorf("analyzed.toml: %+v", r)
 	}
 
@@ -241,7 +242,7 @@ func reusesTheReferences(t *testing.T, s shared, how string) {
 	before := inodes(t, reference.Volume{Dir: s.path("their-cache")})
 	s.uploads.Store(0)
 	said := s.under("0.15", cache...)
-	for _, want := range []string{"kept/file", "kept.toml", "both/bin/tool", "both.toml", "plain.toml", "store.toml", "both.sbom.cdx.json"} {
+	for _, want := range []string{"kept/file", "kept.toml", "both/bin/tool", "both.toml", "plain.toml", "store.toml", "both.sbom.cdx.json", "plain.sbom.cdx.json"} {
 		if !strings.Contains(said, "restored "+want+"\n") {
 			t.Errorf("%s was not restored:\n%s", want, said)
 		}

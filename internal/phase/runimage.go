@@ -94,8 +94,8 @@ func targetOfConfig(cf *v1.ConfigFile) (spec.Target, error) {
 	if cf.OS == "" {
 		return spec.Target{}, errors.New("its config names no operating system")
 	}
-	t := spec.Target{OS: cf.OS, Arch: cf.Architecture, Variant: cf.Variant}
 	labels := cf.Config.Labels
+	t := spec.Target{ID: labels[spec.BaseIDLabel], OS: cf.OS, Arch: cf.Architecture, Variant: cf.Variant}
 	distro := spec.Distro{Name: labels[spec.BaseDistroNameLabel], Version: labels[spec.BaseDistroVersionLabel]}
 	switch {
 	case distro.Name != "" || distro.Version != "":

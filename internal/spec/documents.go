@@ -221,6 +221,9 @@ type RunImage struct {
 // Target is an operating system, architecture and distribution that an image
 // has or that a buildpack supports. Empty means "any".
 type Target struct {
+	// ID is what analyzed.toml has of the label io.buildpacks.base.id: the
+	// reference's key, which no specification knows.
+	ID      string  `toml:"id,omitempty" json:"-"`
 	OS      string  `toml:"os" json:"os"`
 	Arch    string  `toml:"arch" json:"arch"`
 	Variant string  `toml:"variant,omitempty" json:"variant,omitempty"`

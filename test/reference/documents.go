@@ -89,6 +89,7 @@ type (
 	}
 	// Target is what a run image is for.
 	Target struct {
+		ID          string `toml:"id,omitempty"`
 		OS          string `toml:"os"`
 		Arch        string `toml:"arch"`
 		ArchVariant string `toml:"arch-variant,omitempty"`
