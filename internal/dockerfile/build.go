@@ -61,8 +61,8 @@ type Options struct {
 // given: an argument that is another one in every build does not make another
 // image of it.
 //
-// Not supported, and refused: sources in Git, --mount=type=ssh, --security and
-// --device. A program that fails is a *sandbox.ExitError.
+// Not supported, and refused: Git by ssh, submodules, --mount=type=ssh,
+// --security and --device. Sources in Git are fetched by this host's git. A program that fails is a *sandbox.ExitError.
 func (f File) Build(ctx context.Context, m Machine, o Options) (v1.Image, error) {
 	b, err := f.builder(m, o)
 	if err != nil {

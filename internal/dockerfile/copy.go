@@ -27,6 +27,7 @@ type copying struct {
 	exclude            []string
 	checksum           string
 	web                bool // sources may be URLs
+	keepGit            bool
 	unpack             *bool
 }
 
@@ -42,6 +43,7 @@ func addOf(c *instructions.AddCommand) copying {
 	return copying{
 		name: "ADD", SourcesAndDest: c.SourcesAndDest, chown: c.Chown, chmod: c.Chmod,
 		exclude: c.ExcludePatterns, checksum: c.Checksum, web: true, unpack: c.Unpack,
+		keepGit: c.KeepGitDir != nil && *c.KeepGitDir,
 	}
 }
 
@@ -86,23 +88,31 @@ func (c copying) check() error {
 	}
 	for _, p := range c.SourcePaths {
 		switch {
-		case isGit(p) && (c.web || isURL(p)):
-			return fmt.Errorf("%s: a source in Git is not supported: clone it before the build, or with RUN git", p)
+		case isGit(p) && c.web:
+			if _, err := parseGit(p); err != nil {
+				return err
+			}
 		case isURL(p) && !c.web:
 			return fmt.Errorf("%s: COPY takes no URL, ADD does", p)
 		}
 	}
-	if c.checksum != "" && (sources != 1 || len(c.SourcePaths) != 1 || !isURL(c.SourcePaths[0])) {
+	if c.checksum != "" && (sources != 1 || len(c.SourcePaths) != 1 || !c.remote(c.SourcePaths[0])) {
 		return errors.New("--checksum is for one source, which must be a URL")
 	}
 	return nil
 }
+
+// remote tells whether a source is not of the build context.
+func (c copying) remote(source string) bool { return isURL(source) || c.web && isGit(source) }
 
 // said is what history says.
 func (c copying) said() string {
 	words := []string{c.name}
 	if c.parents {
 		words = append(words, "--parents")
+	}
+	if c.keepGit {
+		words = append(words, "--keep-git-dir")
 	}
 	for _, flag := range []struct{ name, value string }{{"--from=", c.from}, {"--chown=", c.chown}, {"--chmod=", c.chmod}} {
 		if flag.value != "" {
@@ -126,8 +136,21 @@ func (s *stage) parts(ctx context.Context, c copying) (parts []part, clean func(
 	}
 	var files []string
 	for _, p := range c.SourcePaths {
-		if !isURL(p) {
+		if !c.remote(p) {
 			files = append(files, p)
+			continue
+		}
+		if isGit(p) {
+			r, err := parseGit(p)
+			if err != nil {
+				return nil, clean, err
+			}
+			r.exclude, r.keep = c.exclude, c.keepGit
+			part, err := r.part(ctx, s.m, s.o.Scratch, c.checksum)
+			if err != nil {
+				return nil, clean, err
+			}
+			parts = append(parts, part)
 			continue
 		}
 		file, part, err := s.download(ctx, p, c.checksum)

@@ -16,19 +16,6 @@ func isURL(source string) bool {
 	return strings.HasPrefix(source, "http://") || strings.HasPrefix(source, "https://")
 }
 
-// isGit tells whether docker would take a source for a Git repository.
-func isGit(source string) bool {
-	for _, scheme := range []string{"git://", "ssh://", "git@"} {
-		if strings.HasPrefix(source, scheme) {
-			return true
-		}
-	}
-	if u, err := url.Parse(source); err == nil && isURL(source) {
-		return strings.HasSuffix(u.Path, ".git")
-	}
-	return false
-}
-
 // urlName is the name of the file that a URL leads to.
 func urlName(source string) string {
 	u, err := url.Parse(source)

@@ -165,6 +165,9 @@ func (m *InPlace) Fetch(ctx context.Context, url string, out io.Writer) error {
 	return fetch(ctx, url, out)
 }
 
+// Offline implements Machine.
+func (m *InPlace) Offline() bool { return false }
+
 // placeRoot is the root for one instruction.
 type placeRoot struct {
 	m     *InPlace

@@ -19,6 +19,8 @@ type Machine interface {
 	Root(ctx context.Context, layers []v1.Layer) (Root, error)
 	// Fetch copies what is at a URL to out, over the network that programs have.
 	Fetch(ctx context.Context, url string, out io.Writer) error
+	// Offline tells that programs have no network.
+	Offline() bool
 }
 
 // kind is a Kind of machine that leaves something out.

@@ -119,14 +119,23 @@ func (o origin) part(ctx context.Context, src Sources) (part, error) {
 	return p, nil
 }
 
-// feed has the part unpacked in a root.
+// feed has the part unpacked in a root. When it returns, what wrote the part has
+// ended too.
 func (p part) feed(ctx context.Context, r Root, op Put) error {
 	op.Unpack = p.unpack
 	pr, pipe := io.Pipe()
-	go func() { pipe.CloseWithError(p.write(ctx, pipe)) }()
+	writing, stop := context.WithCancel(ctx)
+	defer stop()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		pipe.CloseWithError(p.write(writing, pipe))
+	}()
 	in := &verified{r: pr, hash: sha256.New()}
 	err := r.Inside(ctx, Op{Put: &op}, in, nil)
+	stop()
 	pr.Close()
+	<-done
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if in.err != nil && !errors.Is(in.err, io.EOF) {

@@ -305,6 +305,9 @@ func (m *Overlay) Fetch(ctx context.Context, url string, out io.Writer) error {
 	return errors.Join(err, m.worker.Remove(context.WithoutCancel(ctx), dir))
 }
 
+// Offline implements Machine.
+func (m *Overlay) Offline() bool { return m.Network == sandbox.NoNetwork }
+
 // Run implements Root.
 func (r *overlayRoot) Run(ctx context.Context, p Process) (err error) {
 	var mounts []sandbox.Mount
