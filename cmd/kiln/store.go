@@ -64,6 +64,9 @@ func (k *kiln) storeGCCommand() *cobra.Command {
 					return err
 				}
 				k.printf("freed %s\n", event.Bytes(freed.Bytes))
+				for _, path := range freed.Left {
+					fmt.Fprintf(k.stderr, "warning: %s stays: it holds files of other ids than yours, which root can remove\n", path)
+				}
 				return nil
 			})
 		},

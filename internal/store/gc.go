@@ -23,6 +23,9 @@ type Freed struct {
 	Bytes int64 // of Blobs
 	Trees int
 	Memos int
+	// Left is what this user cannot remove of the trash: it holds files of a
+	// sub-uid. It harms nothing but the space that it takes.
+	Left []string
 }
 
 const (
@@ -40,7 +43,7 @@ const (
 func (s *Store) GC(ctx context.Context) (Freed, error) {
 	freed, err := s.gc(ctx)
 	if err == nil {
-		err = s.emptyTrash()
+		freed.Left, err = s.emptyTrash()
 	}
 	if err != nil {
 		return freed, fmt.Errorf("collect garbage in store %s: %w", s.dir, err)

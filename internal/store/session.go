@@ -189,7 +189,7 @@ func (s *Store) reclaim(ctx context.Context) error {
 		return err
 	}
 	if len(trash) > 0 {
-		s.sweep.Go(func() { _ = s.emptyTrash() }) // whoever opens the store next goes on
+		s.sweep.Go(func() { _, _ = s.emptyTrash() }) // whoever opens the store next goes on
 	}
 	return nil
 }
@@ -241,26 +241,31 @@ func (s *Store) toTrash(path string) (string, error) {
 	return to, err
 }
 
-// emptyTrash removes what is in the trash. What cannot be removed by this user
-// (files of a sub-uid) stays there and is reported.
-func (s *Store) emptyTrash() error {
+// emptyTrash removes what is in the trash. What this user cannot remove (files of
+// a sub-uid) stays there and is listed.
+func (s *Store) emptyTrash() (left []string, err error) {
 	l, err := flock.Try(s.path("locks", "trash"), os.O_RDWR|os.O_CREATE, unix.LOCK_EX)
 	if errors.Is(err, flock.ErrHeld) {
-		return nil // somebody is at it
+		return nil, nil // somebody is at it
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer l.Unlock()
 	entries, err := os.ReadDir(s.path("trash"))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var errs []error
 	for _, e := range entries {
-		errs = append(errs, removeTree(s.path("trash", e.Name())))
+		path := s.path("trash", e.Name())
+		if err := removeTree(path); errors.Is(err, fs.ErrPermission) {
+			left = append(left, path)
+		} else {
+			errs = append(errs, err)
+		}
 	}
-	return errors.Join(errs...)
+	return left, errors.Join(errs...)
 }
 
 // removeTree removes a tree in the trash, where others may be removing it too.
