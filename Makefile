@@ -68,8 +68,8 @@ $(STATICCHECK): tools/go.mod
 	cd tools && CGO_ENABLED=0 $(GO) build -o ../$(STATICCHECK) honnef.co/go/tools/cmd/staticcheck
 
 .PHONY: bench
-bench: build ## measure speed, each figure beside the same tree through a pipe
-	$(GO) run ./test/bench
+bench: build ## measure speed, each figure beside its pipe and its target (BENCH="-quick -only regexp")
+	$(GO) run ./test/bench $(BENCH)
 
 .PHONY: torture
 torture: build ## kill, starve and damage store and caches for as long as it takes
