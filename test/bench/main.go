@@ -1,4 +1,4 @@
-// Command bench measures issue by issue what docs/performance.md claims: whole
+// Command bench measures what docs/performance.md claims: whole
 // processes of the real kiln and the real lifecycle, each beside the same bytes
 // through a pipe, in the same run, with the target and whether it holds.
 //

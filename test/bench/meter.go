@@ -109,7 +109,8 @@ func (b *bench) repeat(runs int, f func(i int) (sample, error)) (spread, error) 
 		s.read += got.read
 	}
 	slices.Sort(all)
-	s.median, s.low, s.high, s.runs = all[len(all)/2], all[0], all[len(all)-1], len(all)
+	n := len(all)
+	s.median, s.low, s.high, s.runs = (all[(n-1)/2]+all[n/2])/2, all[0], all[n-1], n
 	return s, nil
 }
 
