@@ -9,12 +9,19 @@ import (
 	"github.com/kilnbuild/kiln/internal/platform"
 )
 
-// buildOptions are the flags of kiln build as they were typed.
+// appOptions are the flags of kiln build and kiln plan as they were typed: what
+// is built, and with what.
+type appOptions struct {
+	req                    platform.Request
+	env, envFiles, volumes []string
+}
+
+// buildOptions are those of kiln build: where the image goes, too.
 type buildOptions struct {
-	req                             platform.Request
-	env, envFiles, volumes, outputs []string
-	publish                         bool
-	show                            sinkFlags
+	appOptions
+	outputs []string
+	publish bool
+	show    sinkFlags
 }
 
 func (k *kiln) buildCommand() *cobra.Command {
@@ -34,7 +41,8 @@ last one is of kind "built", or "error" when the build failed.`,
   kiln build my-app --path ./src --builder registry.example.com/team/builder
   kiln build registry.example.com/team/my-app --path ./src --publish
   kiln build my-app --env BP_CPYTHON_VERSION=3.11 --output oci:./out
-  kiln build my-app --output docker-daemon`,
+  kiln build my-app --output docker-daemon
+  kiln build my-app --plan plan.json`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			req, err := o.request(k, args[0])
@@ -49,38 +57,43 @@ last one is of kind "built", or "error" when the build failed.`,
 	}
 	o.flags(c)
 	o.show.add(c)
-	complete(c, "network", networks...)
-	complete(c, "isolation", tiers...)
 	return c
 }
 
-func (o *buildOptions) flags(c *cobra.Command) {
+func (o *appOptions) flags(c *cobra.Command) {
 	f, req := c.Flags(), &o.req
 	f.StringVarP(&req.Path, "path", "p", ".", "`folder` of the app's source")
 	f.StringVarP(&req.Builder, "builder", "B", "", "builder `image`: registry, oci:DIR, docker-daemon:NAME or the store (default: the built-in one)")
 	f.StringArrayVarP(&o.env, "env", "e", nil, "build-time variable, `NAME=VALUE`, or NAME to take it from here")
 	f.StringArrayVar(&o.envFiles, "env-file", nil, "`file` of build-time variables, one NAME=VALUE a line")
-	f.StringArrayVarP(&req.Tags, "tag", "t", nil, "one more `name` for the image")
-	f.BoolVar(&o.publish, "publish", false, "send the image to the registry of its name")
-	f.StringArrayVarP(&o.outputs, "output", "o", nil, "write the image to a `place`: oci:DIR, oci-archive:FILE, docker-archive:FILE, or docker-daemon")
 	f.StringVar(&req.RunImage, "run-image", "", "`image` to put the app on (default: the builder's)")
 	f.StringArrayVarP(&req.Buildpacks, "buildpack", "b", nil, "`buildpack` to use instead of the builder's order: folder, id[@version] or image")
 	f.StringVar(&req.ExecEnv, "exec-env", "", "execution `environment` to build for, such as test (default: production)")
 	f.BoolVar(&req.NoSystem, "disable-system-buildpacks", false, "leave out the buildpacks that the builder puts around every group")
-	f.StringVarP(&req.DefaultProcess, "default-process", "D", "", "process `type` that the image starts")
-	f.BoolVar(&req.ClearCache, "clear-cache", false, "build as if for the first time")
 	f.StringVar(&req.Network, "network", "host", "network `mode` of the buildpacks: host or none")
 	f.StringArrayVar(&o.volumes, "volume", nil, "mount `source:target[:ro|rw]` for the buildpacks")
 	f.StringVarP(&req.Descriptor, "descriptor", "d", "", "project descriptor `file` (default: project.toml in the app)")
 	f.StringArrayVar(&req.Insecure, "insecure-registry", nil, "`registry` to speak plain HTTP with")
 	f.StringVar(&req.Isolation, "isolation", "", "sandbox `tier` to use or fail: 1, 1s, 2, 3 (default: the best there is)")
 	f.StringVar(&req.Mirror, "mirror", "", "Debian mirror `URL` for the built-in builder (default: apt's)")
+	complete(c, "network", networks...)
+	complete(c, "isolation", tiers...)
 }
 
-// request is what was asked for, as values.
-func (o *buildOptions) request(k *kiln, name string) (platform.Request, error) {
+func (o *buildOptions) flags(c *cobra.Command) {
+	o.appOptions.flags(c)
+	f, req := c.Flags(), &o.req
+	f.StringArrayVarP(&req.Tags, "tag", "t", nil, "one more `name` for the image")
+	f.BoolVar(&o.publish, "publish", false, "send the image to the registry of its name")
+	f.StringArrayVarP(&o.outputs, "output", "o", nil, "write the image to a `place`: oci:DIR, oci-archive:FILE, docker-archive:FILE, or docker-daemon")
+	f.StringVarP(&req.DefaultProcess, "default-process", "D", "", "process `type` that the image starts")
+	f.BoolVar(&req.ClearCache, "clear-cache", false, "build as if for the first time")
+	f.StringVar(&req.Plan, "plan", "", "`file` with the buildpacks to build with, instead of detecting: kiln plan --json, or a group.toml")
+}
+
+// request is what was asked for, as values; verbose buildpacks say more.
+func (o *appOptions) request(k *kiln, verbose bool) (platform.Request, error) {
 	req := o.req
-	req.Image = name
 	var err error
 	if req.Env, err = k.environment(o.env, o.envFiles); err != nil {
 		return req, err
@@ -88,6 +101,20 @@ func (o *buildOptions) request(k *kiln, name string) (platform.Request, error) {
 	if req.Volumes, err = parseAll(o.volumes, platform.ParseVolume); err != nil {
 		return req, err
 	}
+	req.LogLevel = "info"
+	if verbose {
+		req.LogLevel = "debug"
+	}
+	return req, nil
+}
+
+// request is what was asked for, as values.
+func (o *buildOptions) request(k *kiln, name string) (platform.Request, error) {
+	req, err := o.appOptions.request(k, o.show.verbose)
+	if err != nil {
+		return req, err
+	}
+	req.Image = name
 	if req.Outputs, err = parseAll(o.outputs, platform.ParseDestination); err != nil {
 		return req, err
 	}
@@ -95,10 +122,6 @@ func (o *buildOptions) request(k *kiln, name string) (platform.Request, error) {
 		req.Outputs = append(req.Outputs, platform.Destination{Kind: platform.ToRegistry})
 	}
 	req.SourceDateEpoch, _ = k.lookup("SOURCE_DATE_EPOCH")
-	req.LogLevel = "info"
-	if o.show.verbose {
-		req.LogLevel = "debug"
-	}
 	return req, nil
 }
 

@@ -181,9 +181,9 @@ func (k *kiln) report(err error) int {
 		}
 		return s
 	}
-	fmt.Fprintf(k.stderr, "%s %s\n", paint("\x1b[31m", "error:"), cleanLines(err.Error()))
+	fmt.Fprintf(k.stderr, "%s %s\n", paint("\x1b[31m", "error:"), event.CleanLines(err.Error()))
 	if hint != "" {
-		fmt.Fprintf(k.stderr, "%s %s\n", paint("\x1b[36m", "hint:"), cleanLines(hint))
+		fmt.Fprintf(k.stderr, "%s %s\n", paint("\x1b[36m", "hint:"), event.CleanLines(hint))
 	}
 	return code
 }
@@ -204,16 +204,6 @@ func hintOf(err error) string {
 		hint = "name a directory that can be written to; for images that is --store, or KILN_STORE"
 	}
 	return hint
-}
-
-// cleanLines makes text that may hold foreign words safe for a terminal, line
-// by line.
-func cleanLines(text string) string {
-	lines := strings.Split(text, "\n")
-	for i, l := range lines {
-		lines[i] = event.Clean(l)
-	}
-	return strings.Join(lines, "\n")
 }
 
 // childExit marks the exit of a command that ran in an image: it already said

@@ -81,7 +81,7 @@ func (k *kiln) command() *cobra.Command {
 	})
 	root.PersistentFlags().String("docker-host", "", "`address` of the Docker or podman daemon (default: $DOCKER_HOST, else a socket that is there)")
 	root.PersistentFlags().String("store", "", "`directory` of the image store (default: $KILN_STORE, else kiln in $XDG_DATA_HOME)")
-	root.AddCommand(k.buildCommand(), k.runCommand(), k.rebaseCommand(), k.sbomCommand(), k.imagesCommand(), k.inspectCommand(), k.rmCommand(),
+	root.AddCommand(k.buildCommand(), k.planCommand(), k.runCommand(), k.rebaseCommand(), k.sbomCommand(), k.imagesCommand(), k.inspectCommand(), k.rmCommand(),
 		k.baseCommand(), k.storeCommand(), k.doctorCommand(), k.versionCommand(), exitCodesHelp())
 	return root
 }

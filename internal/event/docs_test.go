@@ -26,7 +26,7 @@ const manualHead = "# Events as JSON\n\n<!-- Made by go test ./internal/event -u
 // docs/events.md has every kind with all its fields.
 func TestDocs(t *testing.T) {
 	all := []Event{
-		PhaseStarted{}, PhaseFinished{}, Message{}, GroupTried{}, BuildpackStarted{}, Output{}, BuildpackFinished{},
+		PhaseStarted{}, PhaseFinished{}, Message{}, Detected{}, GroupTried{}, BuildpackStarted{}, Output{}, BuildpackFinished{},
 		Isolation{}, Progress{}, Layer{}, ImageWritten{}, Built{}, Rebased{}, Failed{},
 	}
 	var b strings.Builder

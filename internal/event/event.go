@@ -88,6 +88,46 @@ type GroupTried struct {
 	// Problems are the same as values, of the combination of alternatives that
 	// came nearest.
 	Problems []PlanProblem `json:"problems,omitempty"`
+	// Entries are the build plan of a group that passed, with those that image
+	// extensions meet.
+	Entries []PlanEntry `json:"entries,omitempty"`
+}
+
+// PlanEntry is one dependency of a build plan: who provides it, and who
+// requires it.
+type PlanEntry struct {
+	Name      string        `json:"name"`
+	Providers []string      `json:"providers"` // id@version
+	Requires  []Requirement `json:"requires"`
+}
+
+// Requirement is what one buildpack wants of a dependency.
+type Requirement struct {
+	By       string         `json:"by"` // id@version
+	Metadata map[string]any `json:"metadata,omitempty"`
+}
+
+// Detected is what one bin/detect said. It is told once for each buildpack and
+// image extension, in however many groups that is.
+type Detected struct {
+	Buildpack string `json:"buildpack"` // id@version
+	Extension bool   `json:"extension,omitempty"`
+	// ExitCode is -1 if there was none.
+	ExitCode int `json:"exitCode"`
+	// Err says why it could not be run, or its build plan not be read.
+	Err string `json:"error,omitempty"`
+	// Output is the end of what it printed.
+	Output string `json:"output,omitempty"`
+	// Alternatives are what it provides and requires: the top of its plan, and
+	// each of its or.
+	Alternatives []Alternative `json:"alternatives,omitempty"`
+}
+
+// Alternative is one way in which a buildpack can take part, by the names of
+// dependencies.
+type Alternative struct {
+	Provides []string `json:"provides,omitempty"`
+	Requires []string `json:"requires,omitempty"`
 }
 
 // MemberResult is one member of a GroupTried.
@@ -98,6 +138,10 @@ type MemberResult struct {
 	Result string `json:"result"`
 	// Reason is the buildpack's own words (last lines of its output), or ours.
 	Reason string `json:"reason,omitempty"`
+	// Extension tells image extensions from buildpacks.
+	Extension bool `json:"extension,omitempty"`
+	// Alternative is the one of several that won, from 1; 0 if there was no choice.
+	Alternative int `json:"alternative,omitempty"`
 }
 
 // Layer says what became of one layer of the image or cache.
@@ -182,6 +226,9 @@ func (BuildpackStarted) Kind() string { return "buildpack-started" }
 
 // Kind implements Event.
 func (BuildpackFinished) Kind() string { return "buildpack-finished" }
+
+// Kind implements Event.
+func (Detected) Kind() string { return "detected" }
 
 // Kind implements Event.
 func (GroupTried) Kind() string { return "group-tried" }

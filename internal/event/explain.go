@@ -3,6 +3,7 @@ package event
 import (
 	"cmp"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -40,17 +41,7 @@ func (p PlanProblem) String() string {
 // part. It returns "" if a group passed or none with members was tried. The
 // text is safe for a terminal and has no end of line.
 func Explain(groups []GroupTried) string {
-	var misses []miss
-	for i, g := range groups {
-		if g.Passed {
-			return ""
-		}
-		if len(g.Group) > 0 { // an order of optional composites ends with nobody
-			misses = append(misses, newMiss(i, g))
-		}
-	}
-	misses = distinct(misses)
-	slices.SortStableFunc(misses, miss.compare)
+	misses := nearest(groups)
 	var b strings.Builder
 	for i, m := range misses {
 		if i == maxMisses {
@@ -60,6 +51,85 @@ func Explain(groups []GroupTried) string {
 		m.write(&b, i == 0 && len(misses) > 1)
 	}
 	return strings.TrimSuffix(b.String(), "\n")
+}
+
+// nearest are the groups of a detection that no group passed, each reason once,
+// the one that came nearest first.
+func nearest(groups []GroupTried) []miss {
+	var misses []miss
+	for i, g := range groups {
+		if g.Passed {
+			return nil
+		}
+		if len(g.Group) > 0 { // an order of optional composites ends with nobody
+			misses = append(misses, newMiss(i, g))
+		}
+	}
+	misses = distinct(misses)
+	slices.SortStableFunc(misses, miss.compare)
+	return misses
+}
+
+// Miss is a group that did not pass, and what would make it.
+type Miss struct {
+	Group    int           `json:"group"`    // its number in the order of trying, from 1
+	Blockers []string      `json:"blockers"` // id@version: who had to pass and did not
+	Problems []PlanProblem `json:"problems,omitempty"`
+	// Names are the files and variables that the blockers spoke of.
+	Names  []string `json:"names,omitempty"`
+	Remedy string   `json:"remedy"`
+}
+
+// Misses are the groups that Explain tells of, in its order.
+func Misses(groups []GroupTried) []Miss {
+	var list []Miss
+	for _, m := range nearest(groups) {
+		if len(list) == maxMisses {
+			break
+		}
+		blockers := []string{}
+		for _, r := range m.blockers {
+			blockers = append(blockers, r.Buildpack)
+		}
+		list = append(list, Miss{Group: m.number, Blockers: blockers, Problems: m.Problems, Names: m.names(), Remedy: m.remedy()})
+	}
+	return list
+}
+
+// names are the files and variables that those in the way spoke of.
+func (m miss) names() []string {
+	var all []string
+	for _, r := range m.blockers {
+		for _, n := range namesIn(r.Reason) {
+			if !slices.Contains(all, n) {
+				all = append(all, n)
+			}
+		}
+	}
+	return all
+}
+
+// maxNames bounds what is taken from one reason: who lists more lists no remedy.
+const maxNames = 10
+
+// nameInText is how files (requirements.txt, *.csproj, Procfile, .tool-versions)
+// and variables of the environment (BP_NODE_VERSION) look in a sentence. An
+// extension has a letter, which tells it from a version.
+var nameInText = regexp.MustCompile(`(?:^|[\s"'` + "`" + `(\[,:=/])` +
+	`([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+|[A-Z][a-z]+file|[\w*.-]*[\w*-]\.[A-Za-z][A-Za-z0-9]{0,9}|\.[a-z][\w.-]*\w)` + `(?:$|[\s"'` + "`" + `)\],:;=!?]|\.(?:\s|$))`)
+
+// namesIn are the files and variables that a text speaks of.
+func namesIn(text string) []string {
+	var names []string
+	for len(names) < maxNames {
+		at := nameInText.FindStringSubmatchIndex(text)
+		if at == nil {
+			break
+		}
+		names = append(names, text[at[2]:at[3]])
+		text = text[at[3]:]
+	}
+	return names
 }
 
 // maxMisses bounds how many groups are explained: who does not find the answer
@@ -191,6 +261,9 @@ func (m miss) remedy() string {
 		}
 	}
 	ask("fail", "give the app what %s %s for", "looks", "look")
+	if names := m.names(); len(names) > 0 && len(todo) > 0 {
+		todo[0] += ": " + strings.Join(names, ", ")
+	}
 	ask("error", "mend what %s %s into", "ran", "ran")
 	ask("skipped", "build where %s %s part", "takes", "take")
 	for _, p := range m.Problems {

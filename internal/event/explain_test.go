@@ -39,7 +39,7 @@ func TestExplain(t *testing.T) {
 			[]GroupTried{tried(result("pip@1", "fail", "no requirements.txt"), result("start@1", "pass", ""))},
 			`group 1 (pip@1, start@1):
   pip@1 declined: no requirements.txt
-  to make it pass: give the app what pip@1 looks for`},
+  to make it pass: give the app what pip@1 looks for: requirements.txt`},
 		{"the nearest miss first",
 			[]GroupTried{
 				tried(result("npm@1", "fail", "no package.json"), result("node@1", "fail", "no node")),
@@ -47,11 +47,11 @@ func TestExplain(t *testing.T) {
 			},
 			`group 2 (pip@1, cpython@1) came nearest:
   pip@1 declined: no requirements.txt
-  to make it pass: give the app what pip@1 looks for
+  to make it pass: give the app what pip@1 looks for: requirements.txt
 group 1 (npm@1, node@1):
   npm@1 declined: no package.json
   node@1 declined: no node
-  to make it pass: give the app what npm@1 and node@1 look for`},
+  to make it pass: give the app what npm@1 and node@1 look for: package.json`},
 		{"more who want to take part are nearer",
 			[]GroupTried{tried(result("a@1", "fail", "x")), tried(result("b@1", "fail", "y"), result("c@1", "pass", ""))},
 			`group 2 (b@1, c@1) came nearest:

@@ -126,6 +126,7 @@ var decoders = map[string]func([]byte) (Event, error){
 	Output{}.Kind():            decodeAs[Output],
 	BuildpackStarted{}.Kind():  decodeAs[BuildpackStarted],
 	BuildpackFinished{}.Kind(): decodeAs[BuildpackFinished],
+	Detected{}.Kind():          decodeAs[Detected],
 	GroupTried{}.Kind():        decodeAs[GroupTried],
 	Layer{}.Kind():             decodeAs[Layer],
 	Progress{}.Kind():          decodeAs[Progress],

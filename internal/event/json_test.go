@@ -15,6 +15,7 @@ func TestJSONRoundTrip(t *testing.T) {
 	want := []Event{
 		PhaseStarted{Phase: "detect"},
 		Output{Buildpack: "a/b@1", Text: "<html> & more\n"},
+		Detected{Buildpack: "a@1", ExitCode: 100, Output: "no go.mod\n", Alternatives: []Alternative{{Provides: []string{"go"}}, {Requires: []string{"make"}}}},
 		GroupTried{Group: []MemberResult{{Buildpack: "a@1", Result: "fail", Reason: "no go.mod"}}},
 		Layer{Name: "a/b:x", Action: "new", Target: "image", DiffID: "sha256:1", Read: 7, Elapsed: time.Second},
 		Progress{ID: "x", Text: "pull", Done: 1, Total: 2, Unit: "bytes"},

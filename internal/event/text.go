@@ -381,6 +381,15 @@ func Clean(s string) string {
 	return b.String()
 }
 
+// CleanLines is Clean for a text of several lines.
+func CleanLines(text string) string {
+	lines := strings.Split(text, "\n")
+	for i, l := range lines {
+		lines[i] = Clean(l)
+	}
+	return strings.Join(lines, "\n")
+}
+
 func isControl(r rune) bool { return r < 0x20 && r != '\t' || r == 0x7f }
 
 // escapeLen is the length of the escape sequence that s begins with: CSI

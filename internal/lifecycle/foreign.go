@@ -27,38 +27,21 @@ func (h Host) detect(ctx context.Context, in inputs, environ []string) error {
 	if err != nil {
 		return err
 	}
-	order, err := h.order(in)
-	if err != nil {
-		return err
-	}
 	analyzed, err := h.analyzed(in)
 	if err != nil {
 		return err
 	}
-	if len(order.OrderExtensions) > 0 && spec.Has(in.api, spec.PlatformExtensions) && !spec.Has(in.api, spec.PlatformStableExtensions) {
-		if err := h.experimental(in, "image extensions"); err != nil {
-			return err
-		}
-	}
 	set := h.setting(in, analyzed, environ)
-	var tried []event.GroupTried
-	watched := event.Func(func(e event.Event) {
-		if g, ok := e.(event.GroupTried); ok {
-			tried = append(tried, g)
-		}
-		h.Events.Emit(e)
-	})
-	group, plan, err := phase.Detect(ctx, runner, in.dirs(), set, order, watched)
+	decide := h.tryOrder
+	if in.decided {
+		decide = h.given
+	}
+	found, err := decide(ctx, runner, in, set)
 	if err != nil {
-		if in.logFormat != "json" { // whoever reads that has the groups themselves
-			for line := range strings.Lines(event.Explain(tried)) {
-				h.Events.Emit(event.Message{Level: event.Info, Text: strings.TrimRight(line, "\n")})
-			}
-		}
 		return err
 	}
-	found := phase.Detected{Group: group, Plan: plan, Analyzed: analyzed}
-	if len(group.GroupExtensions) > 0 {
+	found.Analyzed = analyzed
+	if len(found.Group.GroupExtensions) > 0 {
 		if found, err = h.generate(ctx, runner, in, set, found); err != nil {
 			return err
 		}
@@ -70,6 +53,43 @@ func (h Host) detect(ctx context.Context, in inputs, environ []string) error {
 		return err
 	}
 	return h.encode(in.plan, found.Plan)
+}
+
+// given is the group and plan that somebody else has decided on.
+func (h Host) given(_ context.Context, _ sandbox.Runner, in inputs, _ phase.Setting) (found phase.Detected, err error) {
+	if found.Group, err = decode(h, in.group, spec.ReadGroup); err == nil {
+		found.Plan, err = decode(h, in.plan, spec.ReadPlan)
+	}
+	return found, err
+}
+
+// tryOrder asks the buildpacks of the order.
+func (h Host) tryOrder(ctx context.Context, runner sandbox.Runner, in inputs, set phase.Setting) (found phase.Detected, err error) {
+	order, err := h.order(in)
+	if err != nil {
+		return found, err
+	}
+	if len(order.OrderExtensions) > 0 && spec.Has(in.api, spec.PlatformExtensions) && !spec.Has(in.api, spec.PlatformStableExtensions) {
+		if err := h.experimental(in, "image extensions"); err != nil {
+			return found, err
+		}
+	}
+	var tried []event.GroupTried
+	watched := event.Func(func(e event.Event) {
+		if g, ok := e.(event.GroupTried); ok {
+			tried = append(tried, g)
+		}
+		h.Events.Emit(e)
+	})
+	found.Group, found.Plan, err = phase.Detect(ctx, runner, in.dirs(), set, order, watched)
+	if err != nil {
+		if in.logFormat != "json" { // whoever reads that has the groups themselves
+			for line := range strings.Lines(event.Explain(tried)) {
+				h.Events.Emit(event.Message{Level: event.Info, Text: strings.TrimRight(line, "\n")})
+			}
+		}
+	}
+	return found, err
 }
 
 // generate lets the image extensions that take part write their Dockerfiles,

@@ -44,7 +44,7 @@ type inputs struct {
 	buildImage, cacheImage, deprecation, execEnv, experimental, kind, logFormat, logLevel, previousImage,
 	processType, registryAuth, runImage, dockerHost, dockerTLSVerify, deprecatedImage, sourceDateEpoch string
 
-	daemon, force, layout, noColor, parallel, skipLayers, skipRestore bool
+	daemon, decided, force, layout, noColor, parallel, skipLayers, skipRestore bool
 
 	whole bool // the creator is at work: every phase in one process
 
@@ -106,6 +106,7 @@ var table = []Row{
 	{"", "CNB_DEPRECATION_MODE", "warn", "what to do about what is deprecated: warn, error or silent", everywhere, "", "", func(in *inputs) any { return &in.deprecation }},
 	{"", "CNB_EXEC_ENV", spec.DefaultExecEnv, "execution environment", withLayers, "0.15", "", func(in *inputs) any { return &in.execEnv }},
 	{"", "CNB_EXPERIMENTAL_MODE", "error", "what to do about experimental features: error, warn or silent", withLayers, "0.10", "", func(in *inputs) any { return &in.experimental }},
+	{"-decided", "", "", "-group and -plan are given: detect nothing, only let the image extensions of the group generate (kiln's own)", only(detector), "0.10", "", func(in *inputs) any { return &in.decided }},
 	{"-extended", "CNB_EXTENDED_DIR", "<layers>/extended", "extended images", only(extender, exporter), "0.12", "", func(in *inputs) any { return &in.extended }},
 	{"-extensions", "CNB_EXTENSIONS_DIR", "/cnb/extensions", "the image extensions", only(detector, creator), "0.10", "", func(in *inputs) any { return &in.extensions }},
 	{"-force", "CNB_FORCE_REBASE", "", "rebase even onto an unknown or different run image", only(rebaser), "0.12", "", func(in *inputs) any { return &in.force }},

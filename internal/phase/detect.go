@@ -89,6 +89,7 @@ type verdict struct {
 	member
 	result, reason string
 	plan           spec.DetectPlan
+	alternative    int // the one of several that won, from 1
 }
 
 // try asks the members of one group and lets those that passed resolve their
@@ -112,6 +113,7 @@ func (d *detector) try(ctx context.Context, r sandbox.Runner, group []member) (b
 	for _, v := range verdicts {
 		tried.Group = append(tried.Group, event.MemberResult{
 			Buildpack: v.bp.String(), Optional: v.optional, Result: v.result, Reason: v.reason,
+			Extension: v.bp.Extension, Alternative: v.alternative,
 		})
 	}
 	d.sink.Emit(tried)
@@ -168,8 +170,11 @@ func (d *detector) take(tried *event.GroupTried, verdicts []verdict, r resolutio
 		}
 		return
 	}
-	d.plan = r.plan
+	d.plan, tried.Entries = r.plan, r.entries
 	for _, i := range r.kept {
+		if v := &verdicts[indices[i]]; len(v.plan.Or) > 0 {
+			v.alternative = r.choice[i] + 1
+		}
 		m := verdicts[indices[i]].member
 		if m.bp.Extension {
 			d.group.GroupExtensions = append(d.group.GroupExtensions, m.bp.Element())
@@ -214,6 +219,7 @@ func (d *detector) ask(ctx context.Context, r sandbox.Runner, group []member) er
 // record keeps a result and passes on what the buildpack printed.
 func (d *detector) record(b buildpack.Buildpack, result buildpack.Detection) {
 	d.done[keyOf(b.Extension, b.String())] = result
+	d.sink.Emit(detected(b, result))
 	out := event.Output{Buildpack: b.String(), Text: string(result.Output)}
 	if len(result.Output) > 0 && !strings.HasSuffix(out.Text, "\n") {
 		out.Text += "\n"
@@ -231,6 +237,40 @@ func (d *detector) record(b buildpack.Buildpack, result buildpack.Detection) {
 	for line := range strings.Lines(out.Text) {
 		d.sink.Emit(event.Message{Level: event.Debug, Text: b.String() + ": " + strings.TrimRight(line, "\r\n")})
 	}
+}
+
+// maxToldNames bounds the names of dependencies that are told of one buildpack,
+// in bytes: events are lines of bounded length.
+const maxToldNames = 128 << 10
+
+// detected tells what a bin/detect said.
+func detected(b buildpack.Buildpack, result buildpack.Detection) event.Detected {
+	told := event.Detected{Buildpack: b.String(), Extension: b.Extension, ExitCode: result.Code,
+		Output: event.CleanLines(strings.ToValidUTF8(string(result.Output), "?"))}
+	if result.Err != nil {
+		told.Err = result.Err.Error()
+	}
+	room := maxToldNames
+	if !result.Passed() {
+		return told
+	}
+	for _, s := range append([]spec.PlanSections{result.Plan.PlanSections}, result.Plan.Or...) {
+		var a event.Alternative
+		for _, p := range s.Provides {
+			if room -= len(p.Name) + 4; room > 0 {
+				a.Provides = append(a.Provides, p.Name)
+			}
+		}
+		for _, r := range s.Requires {
+			if room -= len(r.Name) + 4; room > 0 {
+				a.Requires = append(a.Requires, r.Name)
+			}
+		}
+		if room -= 4; room > 0 {
+			told.Alternatives = append(told.Alternatives, a)
+		}
+	}
+	return told
 }
 
 // judge says what became of a member in the group at hand.

@@ -43,7 +43,11 @@ func (c candidate) droppable(alt int) bool {
 type resolution struct {
 	ok   bool
 	kept []int // indices of candidates
-	plan spec.Plan
+	// choice is the alternative of each candidate.
+	choice []int
+	plan   spec.Plan
+	// entries are plan with those who require, for people.
+	entries []event.PlanEntry
 	// dropped says of optional candidates that are not kept what they broke.
 	dropped map[int]event.PlanProblem
 	// problems are those of the required candidates, when it is not ok.
@@ -181,7 +185,7 @@ func hopeless(s spec.PlanSections, i int, provided, required map[string]int) boo
 // nobody is left to drop. (Dropping someone never mends another's problem, so
 // the order of dropping does not matter.)
 func try(candidates []candidate, choice []int) resolution {
-	r := resolution{dropped: map[int]event.PlanProblem{}}
+	r := resolution{choice: slices.Clone(choice), dropped: map[int]event.PlanProblem{}}
 	for i := range candidates {
 		r.kept = append(r.kept, i)
 	}
@@ -205,7 +209,7 @@ func try(candidates []candidate, choice []int) resolution {
 			continue
 		}
 		if r.ok = len(r.problems) == 0 && anyBuildpack(candidates, r.kept); r.ok {
-			r.plan = t.plan(candidates)
+			r.plan, r.entries = t.plan(candidates), t.told(candidates)
 		}
 		return r
 	}
@@ -227,6 +231,7 @@ type tallyEntry struct {
 	providers []int // whose provide a require used
 	waiting   []int // whose provide no require has used so far
 	requires  []spec.Require
+	requirers []int // who has each of requires
 	early     []int // who required it before anybody provided it
 }
 
@@ -273,7 +278,7 @@ func (e *tallyEntry) require(i int, r spec.Require) {
 		}
 		return
 	}
-	e.requires = append(e.requires, r)
+	e.requires, e.requirers = append(e.requires, r), append(e.requirers, i)
 }
 
 func (t *tally) problems() []broken {
@@ -303,6 +308,23 @@ func (t *tally) plan(candidates []candidate) spec.Plan {
 		plan.Entries = append(plan.Entries, entry)
 	}
 	return plan
+}
+
+// told is the plan of a tally without problems as an event tells it.
+func (t *tally) told(candidates []candidate) []event.PlanEntry {
+	var entries []event.PlanEntry
+	for _, name := range t.names {
+		e := t.entries[name]
+		entry := event.PlanEntry{Name: name}
+		for _, i := range e.providers {
+			entry.Providers = append(entry.Providers, candidates[i].String())
+		}
+		for n, r := range e.requires {
+			entry.Requires = append(entry.Requires, event.Requirement{By: candidates[e.requirers[n]].String(), Metadata: r.Metadata})
+		}
+		entries = append(entries, entry)
+	}
+	return entries
 }
 
 // explain says whose problem it is and who would have the answer but in the

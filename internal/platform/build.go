@@ -29,28 +29,16 @@ import (
 // stays, and every name still means what it meant before.
 func (p *Platform) Build(ctx context.Context, req Request) (built event.Built, err error) {
 	began := time.Now()
-	b, err := p.prepare(ctx, req)
+	if err := req.checkImages(); err != nil {
+		return event.Built{}, err
+	}
+	b, err := p.prepare(ctx, req, (*build).openPlaces)
 	if err != nil {
 		return event.Built{}, err
 	}
-	defer func() {
-		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
-		defer cancel()
-		err = errors.Join(err, b.close(clean))
-	}()
-	for _, step := range Plan(b.req, b.root.Builder) {
-		start := time.Now()
-		p.Events.Emit(event.PhaseStarted{Phase: step.Phase})
-		err := b.carryOut(ctx, step)
-		took := time.Since(start)
-		done := event.PhaseFinished{Phase: step.Phase, Elapsed: took}
-		if err != nil {
-			done.Err = err.Error()
-			p.Events.Emit(done)
-			return event.Built{}, err
-		}
-		p.Events.Emit(done)
-		b.built.Phases = append(b.built.Phases, event.PhaseTime{Phase: step.Phase, Elapsed: took})
+	defer func() { err = errors.Join(err, b.end(ctx)) }()
+	if err := b.carryOutAll(ctx, Plan(b.req, b.root.Builder)); err != nil {
+		return event.Built{}, err
 	}
 	if err := b.keep(context.WithoutCancel(ctx)); err != nil {
 		p.warn("the next build will do more than it must: %v", err)
@@ -59,6 +47,32 @@ func (p *Platform) Build(ctx context.Context, req Request) (built event.Built, e
 	b.built.Elapsed = time.Since(began)
 	p.Events.Emit(b.built)
 	return b.built, nil
+}
+
+// carryOutAll carries out steps one after the other, and says so.
+func (b *build) carryOutAll(ctx context.Context, steps []Step) error {
+	for _, step := range steps {
+		start := time.Now()
+		b.Events.Emit(event.PhaseStarted{Phase: step.Phase})
+		err := b.carryOut(ctx, step)
+		took := time.Since(start)
+		done := event.PhaseFinished{Phase: step.Phase, Elapsed: took}
+		if err != nil {
+			done.Err = err.Error()
+			b.Events.Emit(done)
+			return err
+		}
+		b.Events.Emit(done)
+		b.built.Phases = append(b.built.Phases, event.PhaseTime{Phase: step.Phase, Elapsed: took})
+	}
+	return nil
+}
+
+// end puts everything back, also when ctx has ended.
+func (b *build) end(ctx context.Context) error {
+	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+	defer cancel()
+	return b.close(clean)
 }
 
 // cleanupTime bounds what happens after a build was cancelled: long enough to
@@ -79,8 +93,9 @@ type build struct {
 	facts     []sandbox.Mount          // this host's, for every foreign step
 	inside    map[string]sandbox.Mount // what a step may name, by place
 	worker    *sandbox.Worker
-	copies    bool       // overlay is not to be had
-	extending *extending // nil as long as no image is to be extended
+	copies    bool           // overlay is not to be had
+	decided   *spec.Decision // nil where a detection decides
+	extending *extending     // nil as long as no image is to be extended
 	places    *lifecycle.Places
 	to        *destinations
 	restored  lowers
@@ -98,8 +113,8 @@ func (b *build) close(ctx context.Context) error {
 }
 
 // prepare checks the request and opens all that the build needs, cheap and
-// likely mistakes first.
-func (p *Platform) prepare(ctx context.Context, req Request) (b *build, err error) {
+// likely mistakes first. What it needs of images besides the builder, open opens.
+func (p *Platform) prepare(ctx context.Context, req Request, open func(*build, context.Context) error) (b *build, err error) {
 	// Events pass a tally on their way, for the summary.
 	b = &build{Platform: p}
 	b.tally = &tally{sink: p.Events}
@@ -122,7 +137,10 @@ func (p *Platform) prepare(ctx context.Context, req Request) (b *build, err erro
 		p.Events.Emit(e)
 	}
 	b.req = req.withProject(project)
-	if err := b.checkNames(); err != nil {
+	if err := b.checkSettings(); err != nil {
+		return b, err
+	}
+	if b.decided, err = readDecision(b.req.Plan); err != nil {
 		return b, err
 	}
 	if b.root, err = p.openBuilder(ctx, b.req); err != nil {
@@ -131,10 +149,7 @@ func (p *Platform) prepare(ctx context.Context, req Request) (b *build, err erro
 	if b.req.RunImage == "" && b.root.RunImage == "" {
 		return b, badInput(fmt.Errorf("builder %s names no run image", b.root.Name), "name one with --run-image")
 	}
-	if err := b.checkInputs(); err != nil {
-		return b, err
-	}
-	if err := b.openPlaces(ctx); err != nil {
+	if err := open(b, ctx); err != nil {
 		return b, err
 	}
 	if err := b.layOut(ctx, selectionOf(project)); err != nil {
@@ -150,10 +165,10 @@ func (p *Platform) prepare(ctx context.Context, req Request) (b *build, err erro
 	return b, nil
 }
 
-// checkNames holds every name of the image against the rules of references, and
-// looks at what else the request says of this host.
-func (b *build) checkNames() error {
-	for _, n := range append([]string{b.req.Image}, b.req.Tags...) {
+// checkImages holds every name of the image against the rules of references, and
+// looks at where it is to go.
+func (r Request) checkImages() error {
+	for _, n := range append([]string{r.Image}, r.Tags...) {
 		name, err := ParseImageName(n)
 		if err != nil {
 			return err
@@ -162,16 +177,21 @@ func (b *build) checkNames() error {
 			return badInput(fmt.Errorf("image name %q: names that begin with kiln/ are kiln's own", n), "choose another name")
 		}
 	}
-	for _, o := range b.req.Outputs {
+	for _, o := range r.Outputs {
 		if err := o.check(); err != nil {
 			return err
 		}
 		if o.Kind == ToRegistry {
-			if err := phase.CheckOneRegistry(b.req.Image, b.req.Tags); err != nil {
+			if err := phase.CheckOneRegistry(r.Image, r.Tags); err != nil {
 				return badInput(err, "publish to each registry by a build of its own: the second has nothing to do but send")
 			}
 		}
 	}
+	return nil
+}
+
+// checkSettings looks at what else the request says.
+func (b *build) checkSettings() error {
 	if err := checkEnv(b.req.Env); err != nil {
 		return err
 	}
@@ -260,7 +280,7 @@ func (b *build) layOut(ctx context.Context, sel selection) error {
 	if b.kaniko, err = newOverlay(b.scratch, "kaniko", nil); err != nil {
 		return err
 	}
-	if err := extra.writeOrder(layer.Stack{Upper: b.layers.Upper}); err != nil {
+	if err := b.decide(extra); err != nil {
 		return err
 	}
 	platformDir, err := b.platformDir()

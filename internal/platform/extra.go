@@ -28,6 +28,8 @@ import (
 type extras struct {
 	Order  spec.Order
 	Mounts []sandbox.Mount
+	// Mounted are the buildpacks of Mounts.
+	Mounted []spec.GroupElement
 	// Lowers are trees of buildpackage images, for the root's overlay.
 	Lowers []string
 }
@@ -100,7 +102,9 @@ func (x *extras) addDir(dir string) (spec.GroupElement, error) {
 	}
 	target := path.Join("/cnb/buildpacks", spec.EscapeID(bp.Buildpack.ID), bp.Buildpack.Version)
 	x.Mounts = append(x.Mounts, sandbox.Mount{Source: dir, Target: target, ReadOnly: true})
-	return spec.GroupElement{ID: bp.Buildpack.ID, Version: bp.Buildpack.Version}, nil
+	m := spec.GroupElement{ID: bp.Buildpack.ID, Version: bp.Buildpack.Version}
+	x.Mounted = append(x.Mounted, m)
+	return m, nil
 }
 
 // inBuilder finds id or id@version among the builder's buildpacks. known says
@@ -141,7 +145,15 @@ func hintOf(have []spec.GroupElement) string {
 // escaped, so the ids themselves come from the descriptors; one that cannot be
 // read is none that could take part.
 func buildpacksOf(b builderRoot) []spec.GroupElement {
-	s := b.stack("/cnb/buildpacks")
+	return membersOf(b.stack(dirSystem+"/buildpacks"), "buildpack.toml")
+}
+
+// extensionsOf lists the builder's image extensions likewise.
+func extensionsOf(b builderRoot) []spec.GroupElement {
+	return membersOf(b.stack(dirSystem+"/extensions"), "extension.toml")
+}
+
+func membersOf(s layer.Stack, descriptor string) []spec.GroupElement {
 	var all []spec.GroupElement
 	ids, err := s.ReadDir(".")
 	if err != nil {
@@ -153,13 +165,17 @@ func buildpacksOf(b builderRoot) []spec.GroupElement {
 			continue // a file
 		}
 		for _, v := range versions {
-			file := path.Join(id.Name(), v.Name(), "buildpack.toml")
+			file := path.Join(id.Name(), v.Name(), descriptor)
 			content, err := s.ReadFile(file, descriptorLimit)
 			if err != nil {
 				continue
 			}
 			if bp, err := spec.ReadBuildpack(content, file); err == nil {
-				all = append(all, spec.GroupElement{ID: bp.Buildpack.ID, Version: bp.Buildpack.Version})
+				info := bp.Buildpack
+				if descriptor == "extension.toml" {
+					info = bp.Extension
+				}
+				all = append(all, spec.GroupElement{ID: info.ID, Version: info.Version})
 			}
 		}
 	}

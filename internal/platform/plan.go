@@ -96,6 +96,10 @@ func Plan(req Request, b Builder) []Step {
 		detect = append(detect, "-system=")
 	}
 
+	if req.Plan != "" {
+		detect = append(detect, "-decided")
+	}
+
 	// What would be in its usual place is a buildpack's.
 	export := []string{"-project-metadata="}
 	if req.DefaultProcess != "" {

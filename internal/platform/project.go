@@ -111,6 +111,11 @@ func readDescriptor(req Request, named bool) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	return readRegular(f)
+}
+
+// readRegular reads a document of a person's and closes it.
+func readRegular(f *os.File) ([]byte, error) {
 	defer f.Close()
 	fi, err := f.Stat()
 	if err != nil {

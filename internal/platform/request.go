@@ -33,6 +33,9 @@ type Request struct {
 	// Group is used like Buildpacks, Pre and Post are put before and after every
 	// group: they come from the project descriptor.
 	Group, Pre, Post []spec.ProjectBuildpack
+	// Plan is a file with the group and plan to build with, as
+	// spec.ReadDecision reads it; empty means that a detection decides.
+	Plan string
 	// NoSystem leaves out the builder's system buildpacks.
 	NoSystem bool
 	// ExecEnv is the execution environment; empty means production.

@@ -21,6 +21,28 @@ import (
 // openPlaces opens the run image, the destinations and the app's cache, and
 // takes the cache for this build: two builds of one image go one after the other.
 func (b *build) openPlaces(ctx context.Context) error {
+	if err := b.checkInputs(); err != nil {
+		return err
+	}
+	if err := b.openImages(ctx); err != nil {
+		return err
+	}
+	key, err := b.cacheKey()
+	if err != nil {
+		return err
+	}
+	cache := b.Store.Cache(key)
+	unlock, err := cache.Lock(ctx, b.waiting("the image "+b.req.Image))
+	if err != nil {
+		return err
+	}
+	b.undo = append(b.undo, func(context.Context) error { unlock(); return nil })
+	b.places.Cache = appCache{cache, b.Store}
+	return nil
+}
+
+// openImages opens the run image and the destinations.
+func (b *build) openImages(ctx context.Context) error {
 	to, err := b.openDestinations(ctx)
 	if err != nil {
 		return err
@@ -38,19 +60,9 @@ func (b *build) openPlaces(ctx context.Context) error {
 		return err
 	}
 	to.run, b.to = run, to
-	key, err := b.cacheKey()
-	if err != nil {
-		return err
-	}
-	cache := b.Store.Cache(key)
-	unlock, err := cache.Lock(ctx, b.waiting("the image "+b.req.Image))
-	if err != nil {
-		return err
-	}
-	b.undo = append(b.undo, func(context.Context) error { unlock(); return nil })
 	b.places = &lifecycle.Places{
 		Source: to, Target: to, Bases: bases{to, b.root}, Trusted: to.outputs[0].vouches, Layers: b.Store,
-		Cache: appCache{cache, b.Store}, Place: b.placeLayer, PlaceSBOM: b.placeSBOM,
+		Place: b.placeLayer, PlaceSBOM: b.placeSBOM,
 	}
 	return nil
 }

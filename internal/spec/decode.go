@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
+	"github.com/pelletier/go-toml/v2/unstable"
 )
 
 // MaxDocument bounds every TOML document, in bytes. The largest in practice is
@@ -43,6 +44,15 @@ func (e *DocumentError) Error() string {
 type document struct {
 	name  string
 	bytes []byte
+	json  bool // otherwise it is TOML
+}
+
+// places are where its keys are.
+func (d document) places() map[string]unstable.Position {
+	if d.json {
+		return locateJSON(d.bytes)
+	}
+	return locate(d.bytes)
 }
 
 // maxKeys bounds how many keys a document of more than manyBytes may have. The
@@ -75,7 +85,7 @@ func unmarked(b []byte) []byte { return bytes.TrimPrefix(b, []byte("\ufeff")) }
 // not know are ignored: later versions of the specification may add some.
 func decode(b []byte, name string, v any) (document, error) {
 	b = unmarked(b)
-	d := document{name, b}
+	d := document{name: name, bytes: b}
 	if msg := tooMuch(b); msg != "" {
 		return d, &DocumentError{File: name, Msg: msg}
 	}
@@ -136,7 +146,7 @@ func (d document) syntax(err error) error {
 // last key is missing from the document, the place is that of its table.
 func (d document) fault(msg string, path ...any) error {
 	e := &DocumentError{File: d.name, Key: keyString(path), Msg: msg}
-	places := locate(d.bytes)
+	places := d.places()
 	for n := len(path); n > 0; n-- {
 		if at, ok := places[keyString(path[:n])]; ok {
 			e.Line, e.Col = at.Line, at.Column

@@ -187,7 +187,7 @@ func ReadExecD(b []byte, name string) (map[string]string, error) {
 		return nil, &DocumentError{File: name, Msg: msg}
 	}
 	b = unmarked(b)
-	d := document{name, b}
+	d := document{name: name, bytes: b}
 	if err := toml.Unmarshal(b, &tree); err != nil {
 		return nil, d.syntax(err)
 	}
