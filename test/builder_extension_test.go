@@ -89,6 +89,7 @@ func kilnInstalls(t *testing.T, p *proof) {
 		t.Errorf("%d of 4 commands are from the cache:\n%s", n, said)
 	}
 	p.installed(t, "kiln")
+	p.planned(t, true)
 }
 
 // installed makes sure of the image that was built in a way.

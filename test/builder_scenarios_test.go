@@ -4,13 +4,16 @@ import (
 	"archive/tar"
 	"encoding/json"
 	"io"
+	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/kilnbuild/kiln/internal/platform"
 	"github.com/kilnbuild/kiln/internal/spec"
 	"github.com/kilnbuild/kiln/test/conform"
 )
@@ -308,6 +311,41 @@ func plans(t *testing.T, p *proof) {
 	}
 	for _, text := range said {
 		has(t, text, "this buildpack is broken")
+	}
+	p.planned(t, false)
+}
+
+// planned makes sure that kiln plan tells of the build what it does, and that
+// its plan makes the same image.
+func (p *proof) planned(t *testing.T, extended bool) {
+	t.Helper()
+	name, app := p.addr+"/kiln/"+p.s.name, []string{"--path", p.source, "--builder", p.addr + "/" + p.builder}
+	md := buildMetadata(t, p.pull(t, "kiln/"+p.s.name))
+	plan := must(t, append([]string{"plan", "--json"}, app...)...)
+	var d platform.Detection
+	if err := json.Unmarshal([]byte(plan), &d); err != nil {
+		t.Fatalf("%v\n%s", err, plan)
+	}
+	var group []string
+	for _, e := range d.Group {
+		group = append(group, e.ID)
+	}
+	var took []string
+	for _, e := range md.Buildpacks {
+		took = append(took, e.ID)
+	}
+	if !d.Passed || !slices.Equal(group, took) || d.ExtendBuild != extended || len(d.GroupExtensions) > 0 != extended || d.ExtendRun != extended {
+		t.Errorf("%q took part, and the plan has %q:\n%s", took, group, plan)
+	}
+	file := filepath.Join(t.TempDir(), "plan.json")
+	if err := os.WriteFile(file, []byte(plan), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	before := p.id(t, "kiln/"+p.s.name)
+	said := patiently(t, slices.Concat([]string{"build", name, "--publish", "--plan", file}, app)...)
+	has(t, said, "nothing is detected")
+	if after := p.id(t, "kiln/"+p.s.name); after != before {
+		t.Errorf("the build of the plan made %s, that with a detection %s:\n%s", after, before, said)
 	}
 }
 

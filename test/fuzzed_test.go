@@ -35,6 +35,7 @@ var fuzzed = map[string]string{
 	"internal/registry/keep.go":         "FuzzForeignDocuments",
 	"internal/registry/pull.go":         "FuzzForeignDocuments",
 	"internal/spec/decode.go":           "FuzzRead",
+	"internal/spec/decision.go":         "FuzzDecision",
 	"internal/spec/extend.go":           "FuzzRead",
 	"internal/spec/labeljson.go":        "FuzzLabels",
 	"internal/spec/object.go":           "FuzzObject",

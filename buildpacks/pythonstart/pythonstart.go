@@ -92,7 +92,7 @@ func plan(c *kit.Context) (start, error) {
 		return start{port: "8000", words: "The Procfile says how to start the app"}, nil
 	}
 	if len(src.files) == 0 && len(req.Files) == 0 {
-		return start{}, kit.Fail("no Python file in the app directory")
+		return start{}, kit.Fail("no Python file (*.py) in the app directory")
 	}
 	return start{}, kit.Fail("no Flask, FastAPI or Django app, no main.py or app.py and no Procfile in the app directory: one of them must say what to start")
 }

@@ -36,7 +36,7 @@ func TestDetect(t *testing.T) {
 		"pip-install, named": {id: "kiln/pip-install", files: flask, user: map[string]string{"BP_PIP_REQUIREMENT": "requirements.txt dev.txt"}, code: 100,
 			last: "no file dev.txt in the app directory, which BP_PIP_REQUIREMENT names"},
 		"python-start":          {id: "kiln/python-start", files: flask, requires: []string{"cpython", "site-packages"}},
-		"python-start, nothing": {id: "kiln/python-start", code: 100, last: "no Python file in the app directory"},
+		"python-start, nothing": {id: "kiln/python-start", code: 100, last: "no Python file (*.py) in the app directory"},
 		"procfile":              {id: "kiln/procfile", files: map[string]string{"Procfile": "web: x"}, provides: []string{"procfile"}, requires: []string{"procfile"}},
 		"procfile, nothing": {id: "kiln/procfile", code: 100,
 			last: "no Procfile with a process in it in the app directory (BP_PROCFILE_DEFAULT_PROCESS would do too)"},

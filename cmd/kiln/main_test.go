@@ -115,7 +115,7 @@ func TestExitCode(t *testing.T) {
 func TestUsage(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "store")
 	for _, line := range []string{
-		"nonsense", "build", "build a b", "build --nonsense x", "build --path", "build --quiet --verbose x", "run", "inspect", "inspect --json --config x",
+		"nonsense", "build", "build a b", "build --nonsense x", "build --path", "build --quiet --verbose x", "plan a b", "plan --path a b", "plan --plan x", "run", "inspect", "inspect --json --config x",
 		"store nonsense", "base nonsense", "base create", "rm", "images x", "doctor x", "version x",
 	} {
 		got := run(t, dir, strings.Fields(line)...)
@@ -153,6 +153,7 @@ func TestJSONLines(t *testing.T) {
 		"build X --json --path .":                      exitInvalid,
 		"build x --json --volume nonsense":             exitInvalid,
 		"build x --json --env =x":                      exitInvalid,
+		"build x --json --path . --plan /no/such/file": exitInvalid,
 		"base create --json Bad":                       exitInvalid,
 		"base create x --json --lock /no/such/file":    exitInvalid,
 		"build x --json --path . --isolation nonsense": exitInvalid,
@@ -407,6 +408,8 @@ func TestCompletion(t *testing.T) {
 		"rm hello |":          "registry.example/me/hello:v1\n",
 		"build --network |":   "host\nnone\n",
 		"build --isolation |": "1\n1s\n2\n3\n",
+		"plan --network |":    "host\nnone\n",
+		"plan --isolation |":  "1\n1s\n2\n3\n",
 		"run --network |":     "host\nnone\n",
 		"run --isolation |":   "1\n1s\n2\n3\n",
 		"inspect hello |":     "",

@@ -3,6 +3,7 @@ package event
 import (
 	"cmp"
 	"fmt"
+	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -126,10 +127,18 @@ func namesIn(text string) []string {
 		if at == nil {
 			break
 		}
-		names = append(names, text[at[2]:at[3]])
+		if name := text[at[2]:at[3]]; !abbreviation(name) {
+			names = append(names, name)
+		}
 		text = text[at[3]:]
 	}
 	return names
+}
+
+// abbreviation tells e.g, i.e and versions like 20.x from files.
+func abbreviation(name string) bool {
+	base := strings.TrimSuffix(name, path.Ext(name))
+	return len(name) <= 3 && !strings.HasPrefix(name, "*") || base != "" && strings.Trim(base, "0123456789.") == ""
 }
 
 // maxMisses bounds how many groups are explained: who does not find the answer

@@ -159,3 +159,41 @@ func TestExplainNamesWhoIsInTheWay(t *testing.T) {
 		}
 	})
 }
+
+func TestNamesIn(t *testing.T) {
+	for text, want := range map[string][]string{
+		"no requirements.txt in the app directory (BP_PIP_REQUIREMENT can name other files)": {"requirements.txt", "BP_PIP_REQUIREMENT"},
+		"no Python file (*.py) in the app directory":                                         {"*.py"},
+		`no "package.json", Procfile or .tool-versions.`:                                     {"package.json", "Procfile", ".tool-versions"},
+		"set GOFLAGS_X=1; src/main.go is missing.":                                           {"GOFLAGS_X", "main.go"},
+		"node 20.1.2 is too old; it wants v1.2, e.g. 3.x":                                    nil,
+		"it gave no reason (bin/detect exited with 100 and printed nothing)":                 nil,
+		"No such thing. Nothing at all":                                                      nil,
+		"":                                                                                   nil,
+	} {
+		if diff := cmp.Diff(want, namesIn(text)); diff != "" {
+			t.Errorf("%q: %s", text, diff)
+		}
+	}
+	if n := len(namesIn(strings.Repeat("ab.c ", 100))); n != maxNames {
+		t.Errorf("%d names", n)
+	}
+}
+
+// Misses are Explain in values.
+func TestMisses(t *testing.T) {
+	groups := []GroupTried{
+		tried(result("npm@1", "fail", "no package.json"), result("node@1", "fail", "no node")),
+		tried(result("pip@1", "fail", "no requirements.txt"), result("cpython@1", "pass", "")),
+	}
+	want := []Miss{
+		{Group: 2, Blockers: []string{"pip@1"}, Names: []string{"requirements.txt"}, Remedy: "give the app what pip@1 looks for: requirements.txt"},
+		{Group: 1, Blockers: []string{"npm@1", "node@1"}, Names: []string{"package.json"}, Remedy: "give the app what npm@1 and node@1 look for: package.json"},
+	}
+	if diff := cmp.Diff(want, Misses(groups)); diff != "" {
+		t.Error(diff)
+	}
+	if got := Misses(append(groups, GroupTried{Passed: true})); got != nil {
+		t.Errorf("%+v", got)
+	}
+}

@@ -553,3 +553,32 @@ func TestGenerateInPlace(t *testing.T) {
 		}
 	}
 }
+
+// With a group and plan that are given nobody is asked, and the extensions of
+// the group generate with their share.
+func TestDecided(t *testing.T) {
+	w := newExtended(t)
+	w.extension("acme/curl", "touch \"$CNB_EXTENSION_DIR/asked\"\n", `cat "$CNB_BP_PLAN_PATH" > "$CNB_EXTENSION_DIR/plan"
+`+script(runOf, extends+"RUN true\\n"))
+	w.buildpack("first", "#!/bin/sh\ntouch \"$CNB_BUILDPACK_DIR/asked\"\n", "#!/bin/sh\n")
+	group := "[[group]]\n  id = \"first\"\n  version = \"1.0.0\"\n  api = \"0.12\"\n\n[[group-extensions]]\n  id = \"acme/curl\"\n  version = \"1.0.0\"\n  api = \"0.12\"\n"
+	w.write("layers/group.toml", group)
+	w.write("layers/plan.toml", "[[entries]]\n[[entries.providers]]\nid = 'acme/curl'\nversion = '1.0.0'\nextension = true\n[[entries.requires]]\nname = 'dep'\n")
+	w.want(0, w.run(detector, "-decided"))
+	if got := w.read("extensions/acme_curl/1.0.0/plan"); !strings.Contains(got, `name = "dep"`) {
+		t.Errorf("the extension's share of the plan is %q", got)
+	}
+	for _, dir := range []string{"extensions", "buildpacks"} {
+		if list := w.tree(dir); slices.ContainsFunc(list, func(f string) bool { return strings.HasSuffix(f, "/asked") }) {
+			t.Errorf("bin/detect ran: %q", list)
+		}
+	}
+	if !w.analyzed().RunImage.Extend || strings.Contains(w.read("layers/plan.toml"), "dep") {
+		t.Errorf("%+v\n%s", w.analyzed(), w.read("layers/plan.toml"))
+	}
+	if diff := cmp.Diff(group, w.read("layers/group.toml")); diff != "" {
+		t.Error(diff)
+	}
+	w.write("layers/group.toml", "[[group]]\nid = 'first'\n")
+	w.want(spec.ExitDetect, w.run(detector, "-decided"))
+}

@@ -597,3 +597,44 @@ func TestTargetOf(t *testing.T) {
 		t.Error("the analyzed target was changed")
 	}
 }
+
+// What each buildpack said is told once, and of a group that passes who meets
+// what, and by which alternative.
+func TestDetectTellsAll(t *testing.T) {
+	w := newWorld(t)
+	w.add(pack{name: "a@1", detect: "printf '[[provides]]\\nname = \"x\"\\n[[or]]\\n[[or.provides]]\\nname = \"y\"\\n' > $CNB_BUILD_PLAN_PATH\nprintf 'a\\033[31mb\\n'"})
+	w.add(pack{name: "b@1", detect: "printf '[[requires]]\\nname = \"y\"\\n[requires.metadata]\\nn = 1\\n' > $CNB_BUILD_PLAN_PATH"})
+	w.add(pack{name: "no@1", detect: "echo 'no go.mod'; exit 100"})
+	if _, _, err := w.detect(order("a@1 no@1", "a@1 b@1")); err != nil {
+		t.Fatal(err)
+	}
+	said := map[string]event.Detected{}
+	var last event.GroupTried
+	for _, e := range w.list {
+		switch e := e.(type) {
+		case event.Detected:
+			if _, again := said[e.Buildpack]; again {
+				t.Errorf("%s is told twice", e.Buildpack)
+			}
+			said[e.Buildpack] = e
+		case event.GroupTried:
+			last = e
+		}
+	}
+	wantSaid := map[string]event.Detected{
+		"a@1":  {Buildpack: "a@1", Output: "ab\n", Alternatives: []event.Alternative{{Provides: []string{"x"}}, {Provides: []string{"y"}}}},
+		"b@1":  {Buildpack: "b@1", Alternatives: []event.Alternative{{Requires: []string{"y"}}}},
+		"no@1": {Buildpack: "no@1", ExitCode: 100, Output: "no go.mod\n"},
+	}
+	if diff := cmp.Diff(wantSaid, said); diff != "" {
+		t.Error(diff)
+	}
+	want := event.GroupTried{
+		Passed:  true,
+		Group:   []event.MemberResult{{Buildpack: "a@1", Result: "pass", Alternative: 2}, {Buildpack: "b@1", Result: "pass"}},
+		Entries: []event.PlanEntry{{Name: "y", Providers: []string{"a@1"}, Requires: []event.Requirement{{By: "b@1", Metadata: map[string]any{"n": int64(1)}}}}},
+	}
+	if diff := cmp.Diff(want, last); diff != "" {
+		t.Error(diff)
+	}
+}

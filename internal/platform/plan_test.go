@@ -44,6 +44,7 @@ func TestPlanGolden(t *testing.T) {
 		{"to an archive, on a run image that is a file", foreign, Request{
 			Image: "hello", Path: "src", RunImage: "oci-archive:run.tar", Outputs: []Destination{{Kind: ToDockerArchive, Path: "x.tar"}},
 		}},
+		{"with a plan that is given", own, Request{Image: "hello", Path: "src", Plan: "plan.json"}},
 		{"with a builder whose extensions may choose a run image", extensible, Request{Image: "hello", Path: "src"}},
 	}
 	var b bytes.Buffer

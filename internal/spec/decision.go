@@ -53,17 +53,6 @@ func ReadDecision(b []byte, name string) (Decision, error) {
 	if err != nil {
 		return Decision{}, err
 	}
-	if len(d.Group.Group) == 0 {
-		return Decision{}, d.from.fault("must have a buildpack", "group")
-	}
-	for _, extension := range []bool{false, true} {
-		group := d.members(extension)
-		for i, m := range group {
-			if slices.ContainsFunc(group[:i], func(o GroupElement) bool { return o.ID == m.ID && o.Version == m.Version }) {
-				return Decision{}, d.Fault(m.String()+" stands in the group twice", extension, i)
-			}
-		}
-	}
 	for i, e := range d.Plan.Entries {
 		for j, p := range e.Providers {
 			if !d.takesPart(p.ID, p.Version, p.Extension) {
@@ -72,6 +61,22 @@ func ReadDecision(b []byte, name string) (Decision, error) {
 		}
 	}
 	return d, nil
+}
+
+// checkGroup holds the groups to what a decision says.
+func (d Decision) checkGroup() error {
+	if len(d.Group.Group) == 0 {
+		return d.from.fault("must have a buildpack", "group")
+	}
+	for _, extension := range []bool{false, true} {
+		group := d.members(extension)
+		for i, m := range group {
+			if slices.ContainsFunc(group[:i], func(o GroupElement) bool { return o.ID == m.ID && o.Version == m.Version }) {
+				return d.Fault(m.String()+" stands in the group twice", extension, i)
+			}
+		}
+	}
+	return nil
 }
 
 func (d Decision) members(extension bool) []GroupElement {
@@ -91,21 +96,27 @@ func readDecisionTOML(b []byte, name string) (Decision, error) {
 		return Decision{}, err
 	}
 	plan, err := ReadPlan(b, name)
-	return Decision{group, plan, document{name: name, bytes: b}}, err
+	if err != nil {
+		return Decision{}, err
+	}
+	d := Decision{group, plan, document{name: name, bytes: b}}
+	return d, d.checkGroup()
 }
 
 // decisionJSON is the part of kiln plan's document that decides.
 type decisionJSON struct {
 	Group           []GroupElement `json:"group"`
 	GroupExtensions []GroupElement `json:"groupExtensions"`
-	Entries         []struct {
-		Name      string   `json:"name"`
-		Providers []string `json:"providers"`
-		Requires  []struct {
-			By       string         `json:"by"`
-			Metadata map[string]any `json:"metadata"`
-		} `json:"requires"`
-	} `json:"entries"`
+	Entries         []entryJSON    `json:"entries"`
+}
+
+type entryJSON struct {
+	Name      string   `json:"name"`
+	Providers []string `json:"providers"`
+	Requires  []struct {
+		By       string         `json:"by"`
+		Metadata map[string]any `json:"metadata"`
+	} `json:"requires"`
 }
 
 func readDecisionJSON(b []byte, name string) (Decision, error) {
@@ -126,37 +137,44 @@ func readDecisionJSON(b []byte, name string) (Decision, error) {
 	for i := range doc.GroupExtensions {
 		doc.GroupExtensions[i].Extension = true
 	}
-	if err := first(d.from.members(doc.Group, true, "group"), d.from.members(doc.GroupExtensions, true, "groupExtensions")); err != nil {
-		return d, err
+	err := first(d.from.members(doc.Group, true, "group"), d.from.members(doc.GroupExtensions, true, "groupExtensions"))
+	if err == nil {
+		err = d.checkGroup()
 	}
-	for i, e := range doc.Entries {
-		entry := PlanEntry{}
-		switch {
-		case e.Name == "":
-			return d, d.from.fault("must be set", "entries", i, "name")
-		case len(e.Providers) == 0:
-			return d, d.from.fault("must have a provider", "entries", i, "providers")
-		case len(e.Requires) == 0:
-			return d, d.from.fault("must have a require", "entries", i, "requires")
-		}
-		for _, p := range e.Providers {
-			id, version, _ := strings.Cut(p, "@")
-			entry.Providers = append(entry.Providers, PlanProvider{ID: id, Version: version, Extension: !d.takesPart(id, version, false) && d.takesPart(id, version, true)})
-		}
-		for j, r := range e.Requires {
-			id, version, _ := strings.Cut(r.By, "@")
-			if r.By != "" && !d.takesPart(id, version, false) {
-				return d, d.from.fault(r.By+" is not in the group", "entries", i, "requires", j, "by")
-			}
-			metadata, ok := numbers(r.Metadata).(map[string]any)
-			if !ok {
-				return d, d.from.fault("has a number or null that a build plan cannot have", "entries", i, "requires", j, "metadata")
-			}
-			entry.Requires = append(entry.Requires, Require{Name: e.Name, Metadata: metadata})
-		}
-		d.Plan.Entries = append(d.Plan.Entries, entry)
+	for i := 0; err == nil && i < len(doc.Entries); i++ {
+		err = d.addEntry(doc.Entries[i], i)
 	}
-	return d, nil
+	return d, err
+}
+
+// addEntry takes in entry i of a document.
+func (d *Decision) addEntry(e entryJSON, i int) error {
+	switch {
+	case e.Name == "":
+		return d.from.fault("must be set", "entries", i, "name")
+	case len(e.Providers) == 0:
+		return d.from.fault("must have a provider", "entries", i, "providers")
+	case len(e.Requires) == 0:
+		return d.from.fault("must have a require", "entries", i, "requires")
+	}
+	entry := PlanEntry{}
+	for _, p := range e.Providers {
+		id, version, _ := strings.Cut(p, "@")
+		entry.Providers = append(entry.Providers, PlanProvider{ID: id, Version: version, Extension: !d.takesPart(id, version, false) && d.takesPart(id, version, true)})
+	}
+	for j, r := range e.Requires {
+		id, version, _ := strings.Cut(r.By, "@")
+		if r.By != "" && !d.takesPart(id, version, false) {
+			return d.from.fault(r.By+" is not in the group", "entries", i, "requires", j, "by")
+		}
+		metadata, ok := numbers(r.Metadata).(map[string]any)
+		if !ok {
+			return d.from.fault("has a number or null that a build plan cannot have", "entries", i, "requires", j, "metadata")
+		}
+		entry.Requires = append(entry.Requires, Require{Name: e.Name, Metadata: metadata})
+	}
+	d.Plan.Entries = append(d.Plan.Entries, entry)
+	return nil
 }
 
 // numbers makes the numbers of JSON those of TOML: whole ones are integers. It
