@@ -278,7 +278,8 @@ func (e *tallyEntry) require(i int, r spec.Require) {
 		}
 		return
 	}
-	e.requires, e.requirers = append(e.requires, r), append(e.requirers, i)
+	e.requires = append(e.requires, r)
+	e.requirers = append(e.requirers, i)
 }
 
 func (t *tally) problems() []broken {

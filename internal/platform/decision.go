@@ -62,11 +62,19 @@ func (b *build) checkDecision(x extras) error {
 		for i, m := range g.members {
 			if !slices.ContainsFunc(g.have, func(h spec.GroupElement) bool { return h.ID == m.ID && h.Version == m.Version }) {
 				fault := b.decided.Fault(fmt.Sprintf("builder %s has no %s %s", b.root.Name, g.what, m), g.extension, i)
-				return badInput(fmt.Errorf("plan: %w", fault), hintOf(g.have))
+				return badInput(fmt.Errorf("plan: %w", fault), haveHint(g.what, g.have))
 			}
 		}
 	}
 	return nil
+}
+
+// haveHint is what there is to choose from.
+func haveHint(what string, have []spec.GroupElement) string {
+	if len(have) == 0 {
+		return "the builder has no " + what
+	}
+	return hintOf(have)
 }
 
 func writeDocument(layers layer.Stack, name string, v any) error {

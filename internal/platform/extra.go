@@ -145,15 +145,21 @@ func hintOf(have []spec.GroupElement) string {
 // escaped, so the ids themselves come from the descriptors; one that cannot be
 // read is none that could take part.
 func buildpacksOf(b builderRoot) []spec.GroupElement {
-	return membersOf(b.stack(dirSystem+"/buildpacks"), "buildpack.toml")
+	return membersOf(b.stack(dirSystem+"/buildpacks"), "buildpack.toml", func(content []byte, file string) (spec.BuildpackInfo, error) {
+		bp, err := spec.ReadBuildpack(content, file)
+		return bp.Buildpack, err
+	})
 }
 
 // extensionsOf lists the builder's image extensions likewise.
 func extensionsOf(b builderRoot) []spec.GroupElement {
-	return membersOf(b.stack(dirSystem+"/extensions"), "extension.toml")
+	return membersOf(b.stack(dirSystem+"/extensions"), "extension.toml", func(content []byte, file string) (spec.BuildpackInfo, error) {
+		ext, err := spec.ReadExtension(content, file)
+		return ext.Extension, err
+	})
 }
 
-func membersOf(s layer.Stack, descriptor string) []spec.GroupElement {
+func membersOf(s layer.Stack, descriptor string, read func(content []byte, file string) (spec.BuildpackInfo, error)) []spec.GroupElement {
 	var all []spec.GroupElement
 	ids, err := s.ReadDir(".")
 	if err != nil {
@@ -170,11 +176,7 @@ func membersOf(s layer.Stack, descriptor string) []spec.GroupElement {
 			if err != nil {
 				continue
 			}
-			if bp, err := spec.ReadBuildpack(content, file); err == nil {
-				info := bp.Buildpack
-				if descriptor == "extension.toml" {
-					info = bp.Extension
-				}
+			if info, err := read(content, file); err == nil {
 				all = append(all, spec.GroupElement{ID: info.ID, Version: info.Version})
 			}
 		}

@@ -247,3 +247,29 @@ func TestWriteEnv(t *testing.T) {
 		}
 	}
 }
+
+// What is decided must be in the builder, or come with the request.
+func TestCheckDecision(t *testing.T) {
+	root := builderRoot{Lowers: []string{filetree.New(t, map[string]string{
+		"cnb/buildpacks/kiln_pip/1.0.0/buildpack.toml": descriptor("kiln/pip", "1.0.0"),
+		"cnb/extensions/acme_apt/2/extension.toml":     "api = \"0.12\"\n[extension]\nid = \"acme/apt\"\nversion = \"2\"\n",
+	})}}
+	root.Name = "b"
+	member := func(id, version string) string { return fmt.Sprintf(`{"id":%q,"version":%q,"api":"0.12"}`, id, version) }
+	for _, x := range []struct{ group, extensions, want string }{
+		{member("kiln/pip", "1.0.0") + "," + member("me/mine", "1"), member("acme/apt", "2"), ""},
+		{member("kiln/pip", "2.0.0"), "", "plan: f:1:12: group[0].id: builder b has no buildpack kiln/pip@2.0.0"},
+		{member("acme/apt", "2"), "", "has no buildpack acme/apt@2"},
+		{member("me/mine", "1"), member("kiln/pip", "1.0.0"), "groupExtensions[0].id: builder b has no image extension kiln/pip@1.0.0"},
+	} {
+		d, err := spec.ReadDecision([]byte(`{"group":[`+x.group+`],"groupExtensions":[`+x.extensions+`]}`), "f")
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := build{root: root, decided: &d}
+		err = b.checkDecision(extras{Mounted: []spec.GroupElement{{ID: "me/mine", Version: "1"}}})
+		if (err == nil) != (x.want == "") || err != nil && (!strings.Contains(err.Error(), x.want) || spec.HintOf(err) == "" || spec.ExitCode(err, 0) != spec.ExitInvalidArgs) {
+			t.Errorf("%v, want %q", err, x.want)
+		}
+	}
+}
