@@ -148,7 +148,7 @@ func groupNodes(groups []event.GroupTried, said map[string]event.Detected, verbo
 		}
 		for _, m := range g.Group {
 			key := memberKey(m.Extension, m.Buildpack)
-			n.below = append(n.below, memberNode(m, said[key], !told[key], verbose))
+			n.below = append(n.below, memberNode(m, said[key], g.Passed || !told[key], verbose))
 			told[key] = true
 		}
 		if g.Plan != "" {
@@ -160,7 +160,7 @@ func groupNodes(groups []event.GroupTried, said map[string]event.Detected, verbo
 }
 
 // memberNode is a member of a group. What its bin/detect said is told the first
-// time only.
+// time, and in the group that passed.
 func memberNode(m event.MemberResult, d event.Detected, first, verbose bool) node {
 	n := node{text: memberKey(m.Extension, m.Buildpack)}
 	if m.Optional {
