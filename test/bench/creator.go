@@ -139,12 +139,12 @@ func (b *bench) inflate(ctx context.Context, f *fixture) (pipe, error) {
 	}
 	var err error
 	p.took, err = b.measure(func(int) (sample, error) {
-		if err := errors.Join(removeAll(to), os.Mkdir(to, 0o755)); err != nil {
+		if err := errors.Join(b.discard(to), os.Mkdir(to, 0o755)); err != nil {
 			return sample{}, err
 		}
 		return b.shell(ctx, `gzip -dc "$1" | tar xf - -C "$2"`, packed, to)
 	})
-	return p, errors.Join(err, removeAll(to, packed))
+	return p, errors.Join(err, b.discard(to, packed))
 }
 
 // create runs the creator in fresh directories.
@@ -174,11 +174,11 @@ func (b *bench) create(ctx context.Context, f *fixture, c container) (seen, erro
 // layOut makes the directories of a container: all but the cache are new.
 func (b *bench) layOut(ctx context.Context, f *fixture, world string, c container) error {
 	in := func(name string) string { return filepath.Join(world, name) }
-	if err := removeAll(in("layers"), in("workspace")); err != nil {
+	if err := b.discard(in("layers"), in("workspace")); err != nil {
 		return err
 	}
 	if c.fresh {
-		if err := removeAll(in("cache")); err != nil {
+		if err := b.discard(in("cache")); err != nil {
 			return err
 		}
 	}

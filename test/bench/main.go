@@ -93,6 +93,8 @@ type bench struct {
 	registry string // address; "" until it is needed
 	daemons  map[string]*daemontest.Daemon
 	stop     []func()
+
+	discarded int // directories that wait for their removal
 }
 
 func newBench(o options) (*bench, error) {
