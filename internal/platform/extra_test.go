@@ -255,7 +255,9 @@ func TestCheckDecision(t *testing.T) {
 		"cnb/extensions/acme_apt/2/extension.toml":     "api = \"0.12\"\n[extension]\nid = \"acme/apt\"\nversion = \"2\"\n",
 	})}}
 	root.Name = "b"
-	member := func(id, version string) string { return fmt.Sprintf(`{"id":%q,"version":%q,"api":"0.12"}`, id, version) }
+	member := func(id, version string) string {
+		return fmt.Sprintf(`{"id":%q,"version":%q,"api":"0.12"}`, id, version)
+	}
 	for _, x := range []struct{ group, extensions, want string }{
 		{member("kiln/pip", "1.0.0") + "," + member("me/mine", "1"), member("acme/apt", "2"), ""},
 		{member("kiln/pip", "2.0.0"), "", "plan: f:1:12: group[0].id: builder b has no buildpack kiln/pip@2.0.0"},
