@@ -142,6 +142,12 @@ func credentialsOfKiln(t *testing.T, w *world, locked, builder string) {
 			t.Errorf("it did not crash: %v\n%s", err, stderr.String())
 		}
 		sayNothing(t, string(said)+stderr.String())
+		// What it had mounted is left, and gone when the store is used again.
+		gc := exec.CommandContext(t.Context(), filepath.Join(bin, "kiln"), "store", "gc")
+		gc.Env = []string{"PATH=" + os.Getenv("PATH"), "KILN_STORE=" + dir + "/store", "HOME=" + t.TempDir()}
+		if out, err := gc.CombinedOutput(); err != nil {
+			t.Fatalf("store gc: %v\n%s", err, out)
+		}
 	})
 	w.clean(t, "secret/kiln-0", "", dir+"/store", dir+"/tmp")
 }
